@@ -1,0 +1,172 @@
+"""BERT's forward pass, once, for every source of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from bertkit.encoder import Encoder
+from bertkit.errors import EncoderError
+from bertkit.layers import ACTIVATIONS, Embeddings, TransformerLayer, linear
+from bertkit.tokenizer import Vocabulary
+
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
+Pooling = Literal["pooler", "cls", "mean"]
+
+
+class BertEncoder(Encoder):
+    """A BERT of any size, with random weights until a source of weights fills them.
+
+    The forward pass of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805). The last layer is
+    computed only for the tokens that are read.
+
+    Args:
+        vocabulary_size: rows of the token embedding.
+        hidden_size: H, a multiple of `num_heads`.
+        num_layers: how many transformer layers.
+        num_heads: attention heads a layer.
+        intermediate_size: width of the feed-forward network.
+        max_sequence_length: rows of the position embedding, in tokens.
+        num_segments: rows of the segment embedding.
+        hidden_act: activation of the feed-forward network; "gelu" is the exact one, "gelu_new"
+            and "gelu_pytorch_tanh" its approximation by tanh.
+        layer_norm_epsilon: added to the variance in every layer norm.
+        dropout: rate after the embeddings, the attention and the feed-forward network.
+        attention_dropout: rate on the attention weights.
+        pooling: what "pooled" is: "pooler" (a dense layer with tanh on the first token), "cls"
+            (the first token) or "mean" (the mean over tokens that are not padding).
+        initializer_range: standard deviation of the random kernels.
+        vocabulary: path of a `vocab.txt`, if raw text is to be encoded.
+        lowercase: whether that vocabulary wants lowercased text.
+
+    Raises:
+        EncoderError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_size: int,
+        max_sequence_length: int = 512,
+        num_segments: int = 2,
+        hidden_act: Activation = "gelu",
+        layer_norm_epsilon: float = 1e-12,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        pooling: Pooling = "pooler",
+        initializer_range: float = 0.02,
+        vocabulary: str | None = None,
+        lowercase: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.intermediate_size = intermediate_size
+        self.max_sequence_length = max_sequence_length
+        self.num_segments = num_segments
+        self.hidden_act = hidden_act
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.pooling = pooling
+        self.initializer_range = initializer_range
+        self._check_sizes()
+        self.seed_generator = keras.random.SeedGenerator()
+        self.embeddings = Embeddings(self, name="embeddings", dtype=self.dtype_policy)
+        self.transformer_layers = [
+            TransformerLayer(self, name=f"layer_{index}", dtype=self.dtype_policy)
+            for index in range(num_layers)
+        ]
+        if vocabulary is not None:
+            self.vocabulary = Vocabulary.from_file(vocabulary, lowercase=lowercase)
+        # No shape depends on the input, so the weights can be there from the start.
+        self.build((None, None))
+
+    def _check_sizes(self) -> None:
+        sizes = {
+            name: getattr(self, name)
+            for name in ("vocabulary_size", "hidden_size", "num_layers", "num_heads",
+                         "intermediate_size", "max_sequence_length", "num_segments")
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if size < 1:
+                raise EncoderError(f"{name} is {size}; a BERT needs at least 1.")
+        if self.hidden_size % self.num_heads:
+            raise EncoderError(
+                f"hidden_size is {self.hidden_size}, which {self.num_heads} heads cannot share "
+                "evenly. Choose a num_heads that divides it."
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise EncoderError(
+                f"hidden_act is {self.hidden_act!r}. Known: {', '.join(ACTIVATIONS)}."
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise EncoderError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if self.pooling not in ("pooler", "cls", "mean"):
+            raise EncoderError(f"pooling is {self.pooling!r}. Known: pooler, cls, mean.")
+
+    def build(self, input_shape: Any) -> None:
+        hidden = self.hidden_size
+        for layer in self.layers_in_order():
+            layer.build((None, hidden))
+        if self.pooling == "pooler":
+            initializer = keras.initializers.TruncatedNormal(stddev=self.initializer_range)
+            self.pooler_kernel = self.add_weight(
+                shape=(hidden, hidden), initializer=initializer, name="pooler_kernel"
+            )
+            self.pooler_bias = self.add_weight(
+                shape=(hidden,), initializer="zeros", name="pooler_bias"
+            )
+        self.built = True
+
+    def call(
+        self, inputs: dict[str, Any], reads: Sequence[str] = ("pooled",), training: bool = False
+    ) -> dict[str, Any]:
+        mask = tf.cast(inputs["padding_mask"], tf.int32)  # (B, T)
+        batch, length = tf.unstack(tf.shape(mask))
+        x = self.embeddings(
+            inputs["token_ids"], inputs["segment_ids"], training=training
+        )  # (B*T, H)
+        bias = tf.where(mask[:, None, None, :] > 0, 0.0, -1e9)  # (B, 1, 1, T)
+        first_only = "sequence" not in reads and self.pooling != "mean"
+        for layer in self.transformer_layers[:-1]:
+            x = layer(x, bias, training=training)
+        x = self.transformer_layers[-1](x, bias, first_only=first_only, training=training)
+        features = {"mask": mask}
+        if not first_only:
+            x = tf.ensure_shape(tf.reshape(x, (batch, length, self.hidden_size)),
+                                (*mask.shape, self.hidden_size))  # fmt: skip
+            if "sequence" in reads:
+                features["sequence"] = x
+        if "pooled" in reads:
+            features["pooled"] = self._pool(x, mask, first_only)
+        return features
+
+    def _pool(self, x: tf.Tensor, mask: tf.Tensor, first_only: bool) -> tf.Tensor:
+        if self.pooling == "mean":
+            weights = tf.cast(mask, x.dtype)[:, :, None]  # (B, T, 1)
+            return tf.reduce_sum(x * weights, axis=1) / tf.reduce_sum(weights, axis=1)
+        first = x if first_only else x[:, 0]  # (B, H)
+        if self.pooling == "cls":
+            return first
+        return tf.tanh(linear(first, self.pooler_kernel, self.pooler_bias))
+
+    def layers_in_order(self) -> list[keras.layers.Layer]:
+        return [self.embeddings, *self.transformer_layers]
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("vocabulary_size", "hidden_size", "num_layers", "num_heads",
+                 "intermediate_size", "max_sequence_length", "num_segments", "hidden_act",
+                 "layer_norm_epsilon", "dropout", "attention_dropout", "pooling",
+                 "initializer_range")  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,33 @@
+"""The errors that bertkit raises on purpose, each a cause and a fix in one message.
+
+Every class also inherits the built-in exception that a caller would expect, so that
+`except ValueError` goes on working. The command line prints the message alone and exits with 2.
+"""
+
+
+class BertkitError(Exception):
+    """Base of all errors that name their own fix."""
+
+
+class PluginError(BertkitError, LookupError):
+    """A plugin is unknown, broken, or clashes with another."""
+
+
+class ConfigError(BertkitError, ValueError):
+    """A configuration is wrong; the message lists every mistake in it."""
+
+
+class DataError(BertkitError, ValueError):
+    """A file or a row of it cannot be used; the message names the file and the line."""
+
+
+class InputError(BertkitError, ValueError):
+    """A text, a tensor or a label given to a model, head or preprocessor cannot be used."""
+
+
+class EncoderError(BertkitError, ValueError):
+    """A source of weights is missing, damaged, or not a BERT that bertkit can run."""
+
+
+class ArtifactError(BertkitError, ValueError):
+    """A run folder or a saved model is missing, incomplete, damaged or in the way."""

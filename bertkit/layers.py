@@ -1,0 +1,209 @@
+"""The layers of BERT: embeddings, transformer layer, layer norm, activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from bertkit.bert import BertEncoder
+
+
+@tf.custom_gradient
+def gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Gaussian error linear unit, exact (https://arxiv.org/abs/1606.08415), any shape.
+
+    The gradient is written out: it needs two passes over memory where TensorFlow's takes six.
+    """
+    cumulative = 0.5 * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        density = tf.exp(-0.5 * tf.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
+        return upstream * (cumulative + x * density)
+
+    return x * cumulative, gradient
+
+
+def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
+    """The approximation of GELU by a hyperbolic tangent, which Google's BERT was trained with."""
+    return tf.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": tf.nn.relu,
+    "silu": tf.nn.silu,
+    "tanh": tf.nn.tanh,
+}
+
+
+class LayerNorm(keras.layers.Layer):
+    """Layer normalization over the last axis, computed in float32."""
+
+    def __init__(self, epsilon: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        wide = tf.cast(x, tf.float32)  # (..., H)
+        mean = tf.reduce_mean(wide, axis=-1, keepdims=True)
+        centred = wide - mean
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        scale = tf.math.rsqrt(variance + self.epsilon)
+        gamma, beta = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
+        return tf.cast(centred * scale * gamma + beta, x.dtype)
+
+
+class Embeddings(keras.layers.Layer):
+    """Token, position and segment embeddings: their sum, normalized."""
+
+    def __init__(self, encoder: BertEncoder, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rows = {
+            "token": encoder.vocabulary_size,
+            "position": encoder.max_sequence_length,
+            "segment": encoder.num_segments,
+        }
+        self.initializer_range = encoder.initializer_range
+        self.dropout = encoder.dropout
+        self.seed_generator = encoder.seed_generator
+        self.norm = LayerNorm(encoder.layer_norm_epsilon, name="norm", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        initializer = keras.initializers.TruncatedNormal(stddev=self.initializer_range)
+        self.token, self.position, self.segment = (
+            self.add_weight(
+                shape=(rows, input_shape[-1]), initializer=initializer, name=f"{name}_embedding"
+            )
+            for name, rows in self.rows.items()
+        )
+        self.norm.build(input_shape)
+
+    def call(
+        self, token_ids: tf.Tensor, segment_ids: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """Embed int32 ids, (B, T) both, as one matrix, (B*T, H)."""
+        length = tf.shape(token_ids)[1]
+        tf.debugging.assert_less_equal(
+            length,
+            self.rows["position"],
+            f"A sequence is longer than the {self.rows['position']} positions of this encoder. "
+            "Shorten it: the preprocessor's sequence_length does so.",
+        )
+        x = tf.gather(self.token, token_ids) + tf.gather(self.segment, segment_ids)  # (B, T, H)
+        x += tf.convert_to_tensor(self.position)[:length]
+        x = self.norm(tf.reshape(x, (-1, x.shape[-1])))
+        if training and self.dropout > 0:
+            x = keras.random.dropout(x, self.dropout, seed=self.seed_generator)
+        return x
+
+
+class TransformerLayer(keras.layers.Layer):
+    """One layer: self-attention and a feed-forward network, each with a residual and a norm.
+
+    Tokens come as one matrix, (B*T, H): every product is then a single large one. Query, key and
+    value are one kernel, in this order.
+    """
+
+    def __init__(self, encoder: BertEncoder, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = encoder.num_heads
+        self.intermediate_size = encoder.intermediate_size
+        self.activation = ACTIVATIONS[encoder.hidden_act]
+        self.dropout = encoder.dropout
+        self.attention_dropout = encoder.attention_dropout
+        self.initializer_range = encoder.initializer_range
+        self.seed_generator = encoder.seed_generator
+        self.attention_norm = LayerNorm(
+            encoder.layer_norm_epsilon, name="attention_norm", dtype=self.dtype_policy
+        )
+        self.output_norm = LayerNorm(
+            encoder.layer_norm_epsilon, name="output_norm", dtype=self.dtype_policy
+        )
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        hidden = input_shape[-1]
+        self.qkv = self._dense("qkv", hidden, 3 * hidden)
+        self.attention_output = self._dense("attention_output", hidden, hidden)
+        self.intermediate = self._dense("intermediate", hidden, self.intermediate_size)
+        self.output_dense = self._dense("output", self.intermediate_size, hidden)
+        self.attention_norm.build(input_shape)
+        self.output_norm.build(input_shape)
+
+    def _dense(self, name: str, inputs: int, outputs: int) -> tuple[Any, Any]:
+        initializer = keras.initializers.TruncatedNormal(stddev=self.initializer_range)
+        kernel = self.add_weight(
+            shape=(inputs, outputs), initializer=initializer, name=f"{name}_kernel"
+        )
+        return kernel, self.add_weight(shape=(outputs,), initializer="zeros", name=f"{name}_bias")
+
+    def call(
+        self, x: tf.Tensor, bias: tf.Tensor, first_only: bool = False, training: bool = False
+    ) -> tf.Tensor:
+        """Transform tokens.
+
+        Args:
+            x: (B*T, H).
+            bias: float32, added to the attention scores: 0 for a token, very negative for
+                padding; (B, 1, 1, T).
+            first_only: compute the result of the first token of each sequence alone, which is
+                all that the pooled output reads.
+            training: whether dropout applies.
+
+        Returns:
+            (B*T, H), or (B, H) with `first_only`.
+        """
+        context = self._attend(x, bias, first_only, training)
+        if first_only:
+            x = tf.reshape(x, (-1, tf.shape(bias)[3], x.shape[-1]))[:, 0]  # (B, H)
+        attended = self._drop(linear(context, *self.attention_output), training)
+        x = self.attention_norm(x + attended)
+        wide = self.activation(linear(x, *self.intermediate))
+        return self.output_norm(x + self._drop(linear(wide, *self.output_dense), training))
+
+    def _attend(self, x: tf.Tensor, bias: tf.Tensor, first_only: bool, training: bool) -> tf.Tensor:
+        hidden, heads = x.shape[-1], self.num_heads
+        length, width = tf.shape(bias)[3], hidden // heads
+        kernel, kernel_bias = (tf.convert_to_tensor(weight) for weight in self.qkv)
+
+        def split(y: tf.Tensor, time: tf.Tensor | int) -> tf.Tensor:
+            """(B*time, n*H) to (n, B, heads, time, width)."""
+            y = tf.reshape(y, (-1, time, y.shape[-1] // hidden, heads, width))
+            return tf.transpose(y, (2, 0, 3, 1, 4))
+
+        if first_only:
+            first = tf.reshape(x, (-1, length, hidden))[:, 0]  # (B, H)
+            query = split(linear(first, kernel[:, :hidden], kernel_bias[:hidden]), 1)[0]
+            both = split(linear(x, kernel[:, hidden:], kernel_bias[hidden:]), length)
+            key, value = both[0], both[1]
+        else:
+            query, key, value = tf.unstack(split(linear(x, kernel, kernel_bias), length))
+        scores = tf.matmul(query * width**-0.5, key, transpose_b=True)  # (B, heads, Tq, T)
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)
+        weights = tf.cast(weights, value.dtype)
+        if training and self.attention_dropout > 0:
+            weights = keras.random.dropout(
+                weights, self.attention_dropout, seed=self.seed_generator
+            )
+        context = tf.transpose(tf.matmul(weights, value), (0, 2, 1, 3))  # (B, Tq, heads, width)
+        return tf.reshape(context, (-1, hidden))
+
+    def _drop(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+        if training and self.dropout > 0:
+            return keras.random.dropout(x, self.dropout, seed=self.seed_generator)
+        return x
+
+
+def linear(x: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:
+    """x @ kernel + bias, over the last axis of a matrix."""
+    return tf.nn.bias_add(tf.matmul(x, kernel), bias)

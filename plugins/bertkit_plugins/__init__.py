@@ -1,0 +1,1 @@
+"""The plugins that ship with bertkit, found through the same entry points as anyone's."""
