@@ -1,0 +1,251 @@
+"""What was read: rows, labels, lengths, duplicates and overlap, counted as rows stream by."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertkit.data.files import Row
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_LISTED = 20  # labels that get a line of their own in the table
+_COUNTED = 1024  # distinct fractional numbers that are counted one by one
+_TRUNCATED = 0.05  # share of texts that may be cut without a warning
+
+
+class DataReport:
+    """Counts over the rows of one split, at 12 bytes a row and one count a distinct label.
+
+    Rows that lack a text are counted as empty, and left out of every other count. Two rows have
+    the same texts when 64-bit hashes of all their texts, in order, are equal.
+
+    Attributes:
+        rows: rows added.
+        empty: rows that lack a text.
+        unlabelled: rows whose list of labels is empty.
+        truncated: texts longer than the sequence length.
+        sequence_length: what they were compared with, in tokens; None before `add_lengths`.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.empty = 0
+        self.unlabelled = 0
+        self.truncated = 0
+        self.sequence_length: int | None = None
+        self._texts = array("Q")  # a hash of the texts of each row
+        self._row_labels = array("I")  # a hash of its label or labels
+        self._labels: Counter[str] = Counter()
+        self._lengths: Counter[int] = Counter()  # tokens: texts
+        self._numbers = [0.0, 0.0, math.inf, -math.inf]  # count, sum, min, max of those folded
+        self._fold_at = _COUNTED
+
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        self.rows += 1
+        if row.empty:
+            self.empty += 1
+            return
+        labels = [] if row.label is None else row.label
+        labels = [str(label) for label in (labels if isinstance(labels, list) else [labels])]
+        self._texts.append(_hash(row.texts, 8))
+        self._row_labels.append(_hash(sorted(set(labels)), 4))
+        self.unlabelled += row.label is not None and not labels
+        self._labels.update(set(labels))
+        if len(self._labels) >= self._fold_at:
+            if _fractional(self._labels):
+                self._numbers = _fold(self._labels, self._numbers)
+                self._labels.clear()
+            else:
+                self._fold_at *= 2  # so that many whole numbers are looked at seldom
+
+    def add_lengths(self, lengths: np.ndarray, sequence_length: int) -> None:
+        """Count token lengths before truncation.
+
+        Args:
+            lengths: integers (B,), in tokens, with the special ones.
+            sequence_length: the length that texts are truncated to, in tokens.
+        """
+        values, counts = np.unique(np.asarray(lengths), return_counts=True)
+        self._lengths.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        self.truncated += int(np.sum(np.asarray(lengths) > sequence_length))
+        self.sequence_length = sequence_length
+
+    @property
+    def duplicates(self) -> int:
+        """Rows whose texts an earlier row has too."""
+        return len(self._texts) - len(np.unique(np.array(self._texts)))
+
+    @property
+    def conflicts(self) -> int:
+        """Those duplicates whose label differs from that of the first row with these texts."""
+        _, first, group = np.unique(np.array(self._texts), return_index=True, return_inverse=True)
+        labels = np.array(self._row_labels)
+        return int(np.sum(labels != labels[first][group]))
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Rows of each label, most frequent first; empty where `numbers` describes them."""
+        return {} if self.numbers else dict(self._labels.most_common())
+
+    @property
+    def numbers(self) -> dict[str, float] | None:
+        """Mean, min and max of labels that are numbers with fractions; None for other labels."""
+        count, total, low, high = self._numbers
+        if count or _fractional(self._labels):
+            count, total, low, high = _fold(self._labels, self._numbers)
+        return {"mean": total / count, "min": low, "max": high} if count else None
+
+    @property
+    def lengths(self) -> dict[str, float] | None:
+        """Median, 95th percentile and maximum in tokens; None before `add_lengths`."""
+        if not self._lengths:
+            return None
+        values, counts = np.array(sorted(self._lengths.items())).T
+        ends = np.cumsum(counts)
+
+        def percentile(share: float) -> float:  # linear between the two nearest texts
+            position = share * (ends[-1] - 1)
+            low, high = np.searchsorted(ends, [math.floor(position), math.ceil(position)], "right")
+            return float(values[low] + (values[high] - values[low]) * (position % 1))
+
+        return {
+            "median": percentile(0.5),
+            "percentile_95": percentile(0.95),
+            "longest": int(values[-1]),
+        }
+
+    def overlap(self, other: DataReport) -> int:
+        """Return how many rows of this report have texts that are in the other too."""
+        return int(np.isin(np.array(self._texts), np.array(other._texts)).sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all counts, ready for JSON."""
+        return {
+            "rows": self.rows,
+            "empty": self.empty,
+            "duplicates": self.duplicates,
+            "conflicts": self.conflicts,
+            "unlabelled": self.unlabelled,
+            "labels": self.labels,
+            "numbers": self.numbers,
+            "lengths": self.lengths,
+            "sequence_length": self.sequence_length,
+            "truncated": self.truncated,
+        }
+
+
+def warnings(reports: Mapping[str, DataReport]) -> list[str]:
+    """Return what is suspicious in the splits, one line each; "train" is the split learned from."""
+    found = []
+    for (first, seen), (second, report) in itertools.combinations(reports.items(), 2):
+        if count := report.overlap(seen):
+            found.append(f"{second} shares the texts of {_rows(count)} with {first}.")
+    for name, report in reports.items():
+        texts = report._lengths.total()
+        if report.truncated > _TRUNCATED * texts:
+            found.append(
+                f"{report.truncated / texts:.1%} of {name} is longer than {report.sequence_length} "
+                "tokens and is truncated: raise sequence_length."
+            )
+        if report.conflicts:
+            found.append(f"{name} repeats texts with another label in {_rows(report.conflicts)}.")
+    if (train := reports.get("train")) and train.labels:
+        for name, report in reports.items():
+            if unseen := sorted(report.labels.keys() - train.labels.keys()):
+                found.append(f"Labels of {name} that train does not have: {_listed(unseen)}.")
+        if rare := [label for label, count in train.labels.items() if count < 2]:
+            found.append(f"Labels of train with fewer than 2 rows: {_listed(rare)}.")
+    return found
+
+
+def render(reports: Mapping[str, DataReport]) -> Group:
+    """Return a table of the splits side by side, with the warnings below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("")
+    for name in reports:
+        table.add_column(Text(name), justify="right")
+    splits = list(reports.values())
+
+    def add(name: str, cells: list[str]) -> None:
+        if any(cells):
+            table.add_row(Text(name), *(Text(cell) for cell in cells))
+
+    add("rows", [f"{split.rows:,}" for split in splits])
+    add("empty rows", [_share(split.empty, split.rows) for split in splits])
+    add("duplicate rows", [_share(split.duplicates, split.rows) for split in splits])
+    add("... with another label", [_share(split.conflicts, split.rows) for split in splits])
+    labels = dict.fromkeys(label for split in splits for label in split.labels)
+    for label in labels if len(labels) <= _LISTED else ():
+        cells = [_share(split.labels.get(label, 0), split.rows - split.empty) for split in splits]
+        add(f"label {label}", cells)
+    if len(labels) > _LISTED:
+        add("labels", [str(len(split.labels)) for split in splits])
+        spans = [sorted(split.labels.values()) for split in splits]
+        add("rows of a label", [f"{span[0]:,} to {span[-1]:,}" if span else "" for span in spans])
+    if any(split.unlabelled for split in splits):
+        add("without a label", [_share(split.unlabelled, split.rows) for split in splits])
+    for name in ("mean", "min", "max"):
+        add(f"label, {name}", [f"{s.numbers[name]:.4g}" if s.numbers else "" for s in splits])
+    for name in ("median", "percentile_95", "longest"):
+        values = [split.lengths[name] if split.lengths else None for split in splits]
+        cells = [f"{v:,.1f}".removesuffix(".0") if v is not None else "" for v in values]
+        add(f"tokens, {name.replace('percentile_95', '95th percentile')}", cells)
+    add("truncated", [_share(split.truncated, split._lengths.total()) for split in splits])
+    return Group(table, *(Text(f"Warning: {line}", style="yellow") for line in warnings(reports)))
+
+
+def _hash(texts: tuple[str, ...] | list[str], size: int) -> int:
+    """Return a hash of `size` bytes that is the same in every process."""
+    state = hashlib.blake2b(digest_size=size)
+    for text in texts:
+        data = text.encode(errors="surrogatepass")
+        state.update(len(data).to_bytes(8, "little") + data)  # ("ab", "c") is not ("a", "bc")
+    return int.from_bytes(state.digest(), "little")
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return math.nan
+
+
+def _fractional(labels: Mapping[str, int]) -> bool:
+    """Return whether all labels are finite numbers, and not all of them whole."""
+    numbers = list(map(_number, labels))
+    return all(map(math.isfinite, numbers)) and not all(map(float.is_integer, numbers))
+
+
+def _fold(labels: Mapping[str, int], before: list[float]) -> list[float]:
+    """Return [count, sum, min, max] of `before` and those labels that are numbers."""
+    count, total, low, high = before
+    for label, rows in labels.items():
+        if math.isfinite(number := _number(label)):
+            count, total = count + rows, total + number * rows
+            low, high = min(low, number), max(high, number)
+    return [count, total, low, high]
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})" if count else "0" if total else ""
+
+
+def _listed(labels: list[str]) -> str:
+    return ", ".join(map(repr, labels[:5])) + (f" and {len(labels) - 5} more" if labels[5:] else "")
