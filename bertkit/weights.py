@@ -1,0 +1,131 @@
+"""Named arrays into a BertEncoder: the door through which every source of weights comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bertkit.bert import BertEncoder
+from bertkit.errors import EncoderError
+
+# The parts of a transformer layer; query, key and value become one kernel here.
+DENSE = ("query", "key", "value", "attention_output", "intermediate", "output")
+NORMS = ("attention_norm", "output_norm")
+
+
+class Weight(NamedTuple):
+    """One array as its source holds it.
+
+    Attributes:
+        name: what the source calls it, for messages.
+        read: returns the array; called once, so that no more than one layer is in memory twice.
+        transposed: whether it is a kernel of shape (outputs, inputs), as PyTorch has them.
+    """
+
+    name: str
+    read: Callable[[], NDArray[Any]]
+    transposed: bool = False
+
+
+def weight_shapes(encoder: BertEncoder) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every weight, kernels as (inputs, outputs).
+
+    Names are "token_embedding", "embeddings_norm/gamma", "layer_0/query/kernel",
+    "layer_0/output_norm/beta", "pooler/kernel" (with the pooling "pooler" only), and so on.
+    """
+    hidden, wide = encoder.hidden_size, encoder.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embedding": (encoder.vocabulary_size, hidden),
+        "position_embedding": (encoder.max_sequence_length, hidden),
+        "segment_embedding": (encoder.num_segments, hidden),
+        "embeddings_norm/gamma": (hidden,),
+        "embeddings_norm/beta": (hidden,),
+    }
+    for index in range(encoder.num_layers):
+        for part in DENSE:
+            inputs = wide if part == "output" else hidden
+            outputs = wide if part == "intermediate" else hidden
+            shapes[f"layer_{index}/{part}/kernel"] = (inputs, outputs)
+            shapes[f"layer_{index}/{part}/bias"] = (outputs,)
+        for part in NORMS:
+            shapes[f"layer_{index}/{part}/gamma"] = (hidden,)
+            shapes[f"layer_{index}/{part}/beta"] = (hidden,)
+    if encoder.pooling == "pooler":
+        shapes["pooler/kernel"] = (hidden, hidden)
+        shapes["pooler/bias"] = (hidden,)
+    return shapes
+
+
+def set_weights(encoder: BertEncoder, weights: Mapping[str, Weight], source: str) -> None:
+    """Fill an encoder.
+
+    Args:
+        encoder: what to fill; its sizes say which weights there must be.
+        weights: every name of `weight_shapes`, and no other.
+        source: where they come from, for messages.
+
+    Raises:
+        EncoderError: a weight is missing, unknown, of another shape, no floating-point numbers,
+            or not finite.
+    """
+    shapes = weight_shapes(encoder)
+    for problem, names in (
+        ("lacks", shapes.keys() - weights.keys()),
+        ("has the unknown", weights.keys() - shapes.keys()),
+    ):
+        if names:
+            raise EncoderError(
+                f"{source} {problem} {', '.join(sorted(names)[:3])} ({len(names)} in all). "
+                "Take the config and the weights from the same model."
+            )
+
+    def read(name: str) -> NDArray[np.float32]:
+        return _checked(weights[name], shapes[name], source)
+
+    embeddings = encoder.embeddings
+    embeddings.token.assign(read("token_embedding"))
+    embeddings.position.assign(read("position_embedding"))
+    embeddings.segment.assign(read("segment_embedding"))
+    embeddings.norm.gamma.assign(read("embeddings_norm/gamma"))
+    embeddings.norm.beta.assign(read("embeddings_norm/beta"))
+    for index, layer in enumerate(encoder.transformer_layers):
+        for place, kind in enumerate(("kernel", "bias")):
+            fused = [read(f"layer_{index}/{part}/{kind}") for part in ("query", "key", "value")]
+            layer.qkv[place].assign(np.concatenate(fused, axis=-1))
+            layer.attention_output[place].assign(read(f"layer_{index}/attention_output/{kind}"))
+            layer.intermediate[place].assign(read(f"layer_{index}/intermediate/{kind}"))
+            layer.output_dense[place].assign(read(f"layer_{index}/output/{kind}"))
+        for part in NORMS:
+            norm = getattr(layer, part)
+            norm.gamma.assign(read(f"layer_{index}/{part}/gamma"))
+            norm.beta.assign(read(f"layer_{index}/{part}/beta"))
+    if encoder.pooling == "pooler":
+        encoder.pooler_kernel.assign(read("pooler/kernel"))
+        encoder.pooler_bias.assign(read("pooler/bias"))
+
+
+def _checked(weight: Weight, shape: tuple[int, ...], source: str) -> NDArray[np.float32]:
+    array = weight.read()
+    wanted = shape[::-1] if weight.transposed else shape
+    if array.shape != wanted:
+        raise EncoderError(
+            f"{weight.name!r} of {source} has shape {array.shape}, and the encoder's sizes ask "
+            f"for {wanted}. Take the config and the weights from the same model."
+        )
+    # bfloat16 comes from ml_dtypes, which NumPy does not count among the floating-point types.
+    if not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
+        raise EncoderError(
+            f"{weight.name!r} of {source} holds {array.dtype.name}, not floating-point numbers: "
+            "a quantized model cannot be fine-tuned. Take the original one."
+        )
+    with np.errstate(over="ignore"):  # what overflows is reported below
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise EncoderError(
+            f"{weight.name!r} of {source} holds NaN or infinite values, so every output would be "
+            "NaN. The file is damaged, or its training diverged: take another."
+        )
+    return array.T if weight.transposed else array
