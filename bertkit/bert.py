@@ -17,6 +17,7 @@ Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "t
 Pooling = Literal["pooler", "cls", "mean"]
 
 
+@keras.saving.register_keras_serializable("bertkit")
 class BertEncoder(Encoder):
     """A BERT of any size, with random weights until a source of weights fills them.
 
@@ -137,11 +138,10 @@ class BertEncoder(Encoder):
         x = self.embeddings(
             inputs["token_ids"], inputs["segment_ids"], training=training
         )  # (B*T, H)
-        bias = tf.where(mask[:, None, None, :] > 0, 0.0, -1e9)  # (B, 1, 1, T)
         first_only = "sequence" not in reads and self.pooling != "mean"
         for layer in self.transformer_layers[:-1]:
-            x = layer(x, bias, training=training)
-        x = self.transformer_layers[-1](x, bias, first_only=first_only, training=training)
+            x = layer(x, mask, training=training)
+        x = self.transformer_layers[-1](x, mask, first_only=first_only, training=training)
         features = {"mask": mask}
         if not first_only:
             x = tf.ensure_shape(tf.reshape(x, (batch, length, self.hidden_size)),

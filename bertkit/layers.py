@@ -131,7 +131,7 @@ class TransformerLayer(keras.layers.Layer):
             encoder.layer_norm_epsilon, name="output_norm", dtype=self.dtype_policy
         )
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
+    def build(self, input_shape: Any) -> None:
         hidden = input_shape[-1]
         self.qkv = self._dense("qkv", hidden, 3 * hidden)
         self.attention_output = self._dense("attention_output", hidden, hidden)
@@ -148,14 +148,13 @@ class TransformerLayer(keras.layers.Layer):
         return kernel, self.add_weight(shape=(outputs,), initializer="zeros", name=f"{name}_bias")
 
     def call(
-        self, x: tf.Tensor, bias: tf.Tensor, first_only: bool = False, training: bool = False
+        self, x: tf.Tensor, mask: tf.Tensor, first_only: bool = False, training: bool = False
     ) -> tf.Tensor:
         """Transform tokens.
 
         Args:
             x: (B*T, H).
-            bias: float32, added to the attention scores: 0 for a token, very negative for
-                padding; (B, 1, 1, T).
+            mask: int32, 1 for a token, 0 for padding; (B, T).
             first_only: compute the result of the first token of each sequence alone, which is
                 all that the pooled output reads.
             training: whether dropout applies.
@@ -163,17 +162,17 @@ class TransformerLayer(keras.layers.Layer):
         Returns:
             (B*T, H), or (B, H) with `first_only`.
         """
-        context = self._attend(x, bias, first_only, training)
+        context = self._attend(x, mask, first_only, training)
         if first_only:
-            x = tf.reshape(x, (-1, tf.shape(bias)[3], x.shape[-1]))[:, 0]  # (B, H)
+            x = tf.reshape(x, (-1, tf.shape(mask)[1], x.shape[-1]))[:, 0]  # (B, H)
         attended = self._drop(linear(context, *self.attention_output), training)
         x = self.attention_norm(x + attended)
         wide = self.activation(linear(x, *self.intermediate))
         return self.output_norm(x + self._drop(linear(wide, *self.output_dense), training))
 
-    def _attend(self, x: tf.Tensor, bias: tf.Tensor, first_only: bool, training: bool) -> tf.Tensor:
+    def _attend(self, x: tf.Tensor, mask: tf.Tensor, first_only: bool, training: bool) -> tf.Tensor:
         hidden, heads = x.shape[-1], self.num_heads
-        length, width = tf.shape(bias)[3], hidden // heads
+        length, width = tf.shape(mask)[1], hidden // heads
         kernel, kernel_bias = (tf.convert_to_tensor(weight) for weight in self.qkv)
 
         def split(y: tf.Tensor, time: tf.Tensor | int) -> tf.Tensor:
@@ -188,6 +187,7 @@ class TransformerLayer(keras.layers.Layer):
             key, value = both[0], both[1]
         else:
             query, key, value = tf.unstack(split(linear(x, kernel, kernel_bias), length))
+        bias = tf.where(mask[:, None, None, :] > 0, 0.0, -1e9)  # (B, 1, 1, T), float32
         scores = tf.matmul(query * width**-0.5, key, transpose_b=True)  # (B, heads, Tq, T)
         weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)
         weights = tf.cast(weights, value.dtype)

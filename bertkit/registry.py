@@ -110,7 +110,7 @@ class Registry(Generic[Contract]):
                 f"The {self.kind} {name!r} of {_distribution(entry)} is broken: {entry.value} is "
                 f"{plugin!r}, not a class or a function."
             )
-        return plugin  # type: ignore[no-any-return]
+        return plugin
 
     def create(self, name: str, /, *args: Any, **arguments: Any) -> Contract:
         """Return `get(name)(*args, **arguments)`.

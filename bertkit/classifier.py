@@ -1,0 +1,331 @@
+"""`BertClassifier`: an encoder, a head and, for raw text, a preprocessor, as one Keras model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bertkit.data.batches import Order, make_dataset, plan
+from bertkit.encoder import Encoder
+from bertkit.errors import BertkitError
+from bertkit.feeding import STREAMS, EpochCounter, Feed, split
+from bertkit.head import Head
+from bertkit.inputs import is_text
+from bertkit.preprocessor import Preprocessor
+from bertkit.registry import Registry, encoders, heads, preprocessors
+
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_LEARNING_RATE = 5e-5
+
+
+@keras.saving.register_keras_serializable("bertkit")
+class BertClassifier(keras.Model):
+    """A text classifier.
+
+    Its outputs are logits, float32 (B, outputs), from raw text or from a dict of `token_ids`,
+    `segment_ids` and `padding_mask` (or TF Hub's names), int32 (B, T) each. `fit`, `evaluate`
+    and `predict` are Keras's, and take raw text and raw labels as well: a list of strings or of
+    pairs, an array, a pandas column, a generator or a `tf.data.Dataset` of batches.
+
+    What `compile` is not given, the head gives: loss and metrics. A model that was never compiled
+    is trained with AdamW at 5e-5.
+
+    Args:
+        encoder: where features come from.
+        head: what the labels mean; a name stands for that head with its defaults.
+        preprocessor: how text becomes tensors; a name as above; `None` if only tensors are
+            passed.
+        **kwargs: `name`, `trainable` and `dtype` of a Keras model.
+
+    Raises:
+        PluginError: a name is unknown.
+        InputError: the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Head | str,
+        preprocessor: Preprocessor | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # Lists of strings are inputs too; Keras would try to make tensors of them.
+        self._convert_input_args = False
+        self._allow_non_tensor_positional_args = True
+        self.encoder = encoder
+        self.head = heads.create(head) if isinstance(head, str) else head
+        if isinstance(preprocessor, str):
+            preprocessor = preprocessors.create(preprocessor)
+        if preprocessor is not None:
+            preprocessor.bind(encoder)
+        self.preprocessor = preprocessor
+        if self.head.adapted:
+            self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the head's weights; called once its labels are known."""
+        hidden = self.encoder.hidden_size
+        if not self.head.built:
+            self.head.build({"pooled": (None, hidden), "sequence": (None, None, hidden)})
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        """Return logits, float32 (B, outputs)."""
+        tensors = self._feed().inputs(inputs)
+        features = self.encoder(tensors, reads=self.head.reads, training=training)
+        return tf.cast(self.head(features, training=training), tf.float32)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Take one step on a batch of `(inputs, targets[, sample weights])`.
+
+        To the last bit what Keras itself does; it stands here so that it can be changed.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            logits = self(x, training=True)  # (B, outputs)
+            loss = self.compute_loss(x, y, logits, sample_weight, training=True)
+            self._track_loss(loss, x)
+            scaled = self.optimizer.scale_loss(loss)  # mixed_float16 trains only with it
+        weights = self.trainable_weights
+        gradients = tape.gradient(scaled, weights)
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return self.compute_metrics(x, y, logits, sample_weight=sample_weight)
+
+    def _track_loss(self, loss: tf.Tensor, x: Any) -> None:
+        """Add a batch to the loss that is shown: a mean over examples, not over batches."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:  # under a strategy the loss comes divided by their number
+            loss = loss * replicas
+        batch = tf.shape(tf.nest.flatten(x)[0])[0]
+        self._loss_tracker.update_state(loss, sample_weight=batch)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Mapping[Any, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> keras.callbacks.History:
+        """Train, as `keras.Model.fit`, on raw text and raw labels too.
+
+        `class_weight` maps labels, as they are in the data, to weights. Rows are padded to the
+        longest of a batch of similar length, and shuffled anew each epoch.
+
+        Raises:
+            InputError: texts, tensors, labels or weights that cannot be used; the message says
+                which row and what to do.
+        """
+        feed = self._feed(class_weight)
+        size = batch_size or DEFAULT_BATCH_SIZE
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
+        self._learn_labels(feed, x, y)
+        counter, passes = EpochCounter(), itertools.count()
+        training = feed.data(
+            x,
+            y,
+            sample_weight,
+            batch_size=size,
+            order="shuffled" if shuffle else "given",
+            # With steps_per_epoch one pass over the data is no epoch: count the passes.
+            epoch=lambda: next(passes) if steps_per_epoch else counter.epoch,
+        )
+        if validation_data is not None:
+            validation = self._feed(errors=feed.errors).data(
+                *keras.utils.unpack_x_y_sample_weight(validation_data)
+                if isinstance(validation_data, (list, tuple))
+                else (validation_data,),
+                batch_size=validation_batch_size or size,
+                order="sorted",
+            )
+            names = ("x", "y", "sample_weight")
+            columns = tuple(validation[name] for name in names if name in validation)
+            validation_data = columns if len(columns) > 1 else columns[0]
+        with feed.surfaced():
+            return super().fit(
+                **training,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=_with(callbacks, counter),
+                validation_data=validation_data,
+                validation_batch_size=validation_batch_size,
+                shuffle=shuffle and "y" in training,  # a dataset shuffles itself
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_freq=validation_freq,
+            )
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Measure loss and metrics, as `keras.Model.evaluate`, on raw text and labels too."""
+        options = {"verbose": verbose, "steps": steps, "callbacks": callbacks,
+                   "return_dict": return_dict, **kwargs}  # fmt: skip
+        if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates: its data are converted
+            return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **options)
+        self._compile_from_head()
+        feed = self._feed()
+        size = batch_size or DEFAULT_BATCH_SIZE
+        data = feed.data(x, y, sample_weight, batch_size=size, order="sorted")
+        with feed.surfaced():
+            return super().evaluate(**data, **options)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> np.ndarray:
+        """Return logits, float32 (N, outputs), in the order of the rows, from raw text too."""
+        self.head.num_outputs  # noqa: B018 - raises while the labels are unknown
+        feed = self._feed()
+        size = batch_size or DEFAULT_BATCH_SIZE
+        options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
+        with feed.surfaced():
+            if isinstance(x, STREAMS) or not is_text(x):
+                data = feed.data(x, batch_size=size, order="given", labelled=False)
+                return super().predict(**data, **options)
+            examples = feed.examples(x)
+            order: Order = "given" if steps else "sorted"
+            dataset = make_dataset(examples, (), size, order, multiple=feed.multiple)
+            outputs = super().predict(dataset, **options)
+        restored = np.empty_like(outputs)
+        restored[np.concatenate(plan(examples.lengths, size, order))[: len(outputs)]] = outputs
+        return restored
+
+    def classify(self, x: Any, batch_size: int | None = None) -> list[dict[str, Any]]:
+        """Return a prediction for each row, as the head decodes it.
+
+        Args:
+            x: what `predict` takes.
+            batch_size: rows a batch.
+
+        Returns:
+            For most heads `{"label": …, "score": …, "scores": {label: probability}}` a row.
+        """
+        return self.head.decode(self.predict(x, batch_size=batch_size, verbose=0))
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[Any, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Take one step on one batch, as `keras.Model.train_on_batch`."""
+        feed = self._feed(class_weight)
+        self._learn_labels(feed, x, y)
+        return super().train_on_batch(*feed.batch(x, y, sample_weight), return_dict=return_dict)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Measure one batch, as `keras.Model.test_on_batch`."""
+        self._compile_from_head()
+        batch = self._feed().batch(x, y, sample_weight)
+        return super().test_on_batch(*batch, return_dict=return_dict)
+
+    def predict_on_batch(self, x: Any) -> np.ndarray:
+        """Return the logits of one batch, as `keras.Model.predict_on_batch`."""
+        return super().predict_on_batch(self._feed().inputs(x))
+
+    def _feed(
+        self,
+        class_weight: Mapping[Any, float] | None = None,
+        errors: list[BertkitError] | None = None,
+    ) -> Feed:
+        # XLA compiles anew for every length, so it gets few of them.
+        multiple = 32 if self.jit_compile else 1
+        return Feed(
+            self.preprocessor, self.head, class_weight, multiple, [] if errors is None else errors
+        )
+
+    def _learn_labels(self, feed: Feed, x: Any, y: Any) -> None:
+        """Make the head and the compilation ready for the labels."""
+        if not self.head.adapted:
+            if isinstance(x, STREAMS):
+                feed.learn_labels(x)
+            else:
+                self.head.adapt(y)
+        self.build()
+        self._compile_from_head()
+
+    def _compile_from_head(self) -> None:
+        """Give `compile` what it was not given: the head's loss and metrics, AdamW."""
+        if self._compile_loss is not None:
+            return
+        given = dict(self._compile_config.config) if self.compiled else {}
+        if given.get("optimizer") is None:
+            given["optimizer"] = keras.optimizers.AdamW(DEFAULT_LEARNING_RATE)
+        if given.get("metrics") is None and given.get("weighted_metrics") is None:
+            given["metrics"] = self.head.make_metrics()
+        self.compile(**{**given, "loss": self.head.make_loss()})
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the parts, each by its registered name and its own config."""
+        parts = {
+            "encoder": _described(encoders, self.encoder),
+            "head": _described(heads, self.head),
+            "preprocessor": self.preprocessor and _described(preprocessors, self.preprocessor),
+        }
+        return {"name": self.name, "dtype": self.dtype_policy.name, **parts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> BertClassifier:
+        """Make a model from what `get_config` returned; the weights come after."""
+        kinds: dict[str, Registry[Any]] = {
+            "encoder": encoders, "head": heads, "preprocessor": preprocessors,
+        }  # fmt: skip
+        parts = {
+            kind: config[kind] and registry.create(config[kind]["plugin"], **config[kind]["config"])
+            for kind, registry in kinds.items()
+        }
+        return cls(**{**config, **parts})
+
+    def get_build_config(self) -> None:
+        """Return nothing: the constructor builds the model as soon as the labels are known."""
+
+
+def _described(registry: Registry[Any], part: Any) -> dict[str, Any]:
+    return {"plugin": registry.name_of(type(part)), "config": part.get_config()}
+
+
+def _with(callbacks: Any, counter: keras.callbacks.Callback) -> Any:
+    """Add the counter to whatever form `callbacks` has."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(counter)
+        return callbacks
+    if callbacks is None:
+        return [counter]
+    return [counter, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks])]

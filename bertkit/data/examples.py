@@ -1,0 +1,121 @@
+"""Tokenized rows, held flat, and cut into padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+
+import numpy as np
+import tensorflow as tf
+
+from bertkit.preprocessor import Preprocessor
+
+_CHUNK = 2048  # texts tokenized at once
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of token ids, tokenized once and read by index.
+
+    The rows stand one after another in flat arrays, which may lie in memory or in a file.
+
+    Attributes:
+        token_ids: int32, (all tokens,).
+        segment_ids: int8, (all tokens,).
+        offsets: int64, (N + 1,), where each row begins, and the end.
+        full_lengths: int32, (N,), tokens before truncation.
+        padding_id: the id that fills rows up.
+    """
+
+    token_ids: np.ndarray
+    segment_ids: np.ndarray
+    offsets: np.ndarray
+    full_lengths: np.ndarray
+    padding_id: int
+
+    @classmethod
+    def from_texts(cls, texts: np.ndarray, preprocessor: Preprocessor) -> Examples:
+        """Tokenize checked texts, (N,) or (N, 2)."""
+        chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
+        return cls.from_chunks(chunks, preprocessor)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[np.ndarray], preprocessor: Preprocessor) -> Examples:
+        """Tokenize chunks of checked texts, (n,) or (n, 2) each, as they come.
+
+        The token ids go to an unnamed temporary file, so that rows may exceed the memory.
+        """
+        store = _Store(preprocessor.vocabulary.id_of(preprocessor.vocabulary.padding_token))
+        for chunk in chunks:
+            store.append(*preprocessor.encode_array(chunk))
+        return store.examples()
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64, (N,)."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: np.ndarray, multiple: int = 1) -> dict[str, np.ndarray]:
+        """Return rows padded to the longest of them.
+
+        Args:
+            rows: indices, (B,).
+            multiple: round the length up to a multiple of it.
+
+        Returns:
+            `token_ids`, `segment_ids`, `padding_mask`: int32, (B, T).
+        """
+        starts = self.offsets[rows]  # (B,)
+        lengths = self.offsets[rows + 1] - starts
+        width = -(-int(lengths.max(initial=1)) // multiple) * multiple
+        mask = np.arange(width) < lengths[:, None]  # (B, T)
+        places = (starts[:, None] + np.arange(width))[mask]
+        token_ids = np.full(mask.shape, self.padding_id, dtype="int32")
+        segment_ids = np.zeros(mask.shape, dtype="int32")
+        token_ids[mask] = self.token_ids[places]
+        segment_ids[mask] = self.segment_ids[places]
+        return {
+            "token_ids": token_ids,
+            "segment_ids": segment_ids,
+            "padding_mask": mask.astype("int32"),
+        }
+
+
+class _Store:
+    """Grows flat arrays on disk, chunk by chunk."""
+
+    def __init__(self, padding_id: int) -> None:
+        self._padding_id = padding_id
+        # They live as long as the arrays that are mapped onto them.
+        self._files = {name: TemporaryFile() for name in ("token_ids", "segment_ids")}  # noqa: SIM115
+        self._lengths: list[np.ndarray] = []
+        self._full_lengths: list[np.ndarray] = []
+
+    def append(
+        self, token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor, full_lengths: tf.Tensor
+    ) -> None:
+        token_ids.flat_values.numpy().astype("int32").tofile(self._files["token_ids"])
+        segment_ids.flat_values.numpy().astype("int8").tofile(self._files["segment_ids"])
+        self._lengths.append(token_ids.row_lengths().numpy())
+        self._full_lengths.append(full_lengths.numpy())
+
+    def examples(self) -> Examples:
+        lengths = np.concatenate([np.zeros(1, "int64"), *self._lengths])
+        return Examples(
+            token_ids=self._mapped("token_ids", "int32"),
+            segment_ids=self._mapped("segment_ids", "int8"),
+            offsets=np.cumsum(lengths),
+            full_lengths=np.concatenate([np.zeros(0, "int32"), *self._full_lengths]),
+            padding_id=self._padding_id,
+        )
+
+    def _mapped(self, name: str, dtype: str) -> np.ndarray:
+        file = self._files[name]
+        if file.tell() == 0:  # an empty file cannot be mapped
+            return np.zeros(0, dtype)
+        file.flush()
+        return np.memmap(file, dtype=dtype, mode="r")

@@ -1,0 +1,291 @@
+"""From what people pass to `fit`, `evaluate` and `predict` to what Keras takes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bertkit.data.batches import Order, make_dataset
+from bertkit.data.examples import Examples
+from bertkit.encoder import INPUT_NAMES
+from bertkit.errors import BertkitError, InputError
+from bertkit.head import Head
+from bertkit.inputs import is_text, tensors_of, texts_of
+from bertkit.labels import rows_of
+from bertkit.preprocessor import Preprocessor
+
+# What yields batches by itself, labels included.
+STREAMS = (tf.data.Dataset, Iterator, keras.utils.PyDataset)
+
+
+class EpochCounter(keras.callbacks.Callback):
+    """Tells which epoch `fit` is in, so that each has a shuffling of its own."""
+
+    epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+
+
+@dataclass
+class Feed:
+    """How raw data reach a model: its preprocessor, its head, and the options of one call.
+
+    Attributes:
+        preprocessor: what turns text into token ids; `None` if only tensors are taken.
+        head: what turns labels into targets.
+        class_weight: weight of each label, or `None`.
+        multiple: lengths are rounded up to a multiple of it.
+        errors: what went wrong while TensorFlow pulled batches; see `surfaced`.
+    """
+
+    preprocessor: Preprocessor | None
+    head: Head
+    class_weight: Mapping[Any, float] | None = None
+    multiple: int = 1
+    errors: list[BertkitError] = field(default_factory=list)
+
+    def data(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: int,
+        order: Order,
+        epoch: Callable[[], int] = lambda: 0,
+        labelled: bool = True,
+    ) -> dict[str, Any]:
+        """Return the data of a call as keyword arguments of Keras's `fit` or `evaluate`.
+
+        Raw text becomes a dataset of padded batches; a dataset or generator, one of converted
+        batches; a dict of tensors stays arrays, which Keras cuts into batches itself.
+
+        Raises:
+            InputError: something in the data cannot be used.
+        """
+        if isinstance(x, STREAMS):
+            if y is not None or sample_weight is not None:
+                raise InputError(
+                    "Labels and weights of a dataset or generator come with its batches. Let it "
+                    "yield (texts, labels) or (texts, labels, weights), and pass it alone."
+                )
+            return {"x": self.stream(x, labelled)}
+        if not is_text(x):
+            tensors = tensors_of(x)
+            columns = self.columns(len(tensors["token_ids"]), y, sample_weight) if labelled else ()
+            named = dict(zip(("y", "sample_weight"), columns, strict=False))
+            return {"x": tensors, **named, "batch_size": batch_size}
+        examples = self.examples(x)
+        columns = self.columns(len(examples), y, sample_weight) if labelled else ()
+        seed = int(np.random.randint(2**31)) if order == "shuffled" else 0
+        dataset = make_dataset(
+            examples, columns, batch_size, order, seed=seed, epoch=epoch, multiple=self.multiple
+        )
+        return {"x": dataset}
+
+    def examples(self, x: Any) -> Examples:
+        """Tokenize raw text.
+
+        Raises:
+            InputError: `x` is no text, there is none, or there is no preprocessor.
+        """
+        preprocessor = self._needed()
+        texts = texts_of(x, preprocessor.text_columns)
+        if len(texts) == 0:
+            raise InputError("There are no rows. Give at least one text.")
+        return Examples.from_texts(texts, preprocessor)
+
+    def columns(self, rows: int, y: Any, sample_weight: Any) -> tuple[np.ndarray, ...]:
+        """Return targets, and sample weights if there are any, for `rows` rows.
+
+        Raises:
+            InputError: the labels or weights do not fit the rows, or both kinds of weight are
+                given.
+        """
+        if y is None:
+            raise InputError("There are no labels. Pass them as `y`, one a row.")
+        targets = self.head.encode_labels(y)
+        if len(targets) != rows:
+            raise InputError(f"There are {rows} rows and {len(targets)} labels. Give one a row.")
+        weights = self._weights(targets, sample_weight)
+        return (targets,) if weights is None else (targets, weights)
+
+    def _weights(self, targets: np.ndarray, sample_weight: Any) -> np.ndarray | None:
+        if sample_weight is None:
+            if self.class_weight is None:
+                return None
+            return self.head.class_weights(targets, self.class_weight)
+        if self.class_weight is not None:
+            raise InputError(
+                "Both class_weight and sample_weight are given. Multiply them into sample_weight."
+            )
+        weights = np.asarray(rows_of(sample_weight), dtype="float32")
+        if weights.shape not in ((len(targets),), targets.shape) or not np.isfinite(weights).all():
+            raise InputError(
+                f"sample_weight has shape {weights.shape} for {len(targets)} rows. Give one finite "
+                "number a row."
+            )
+        return weights
+
+    def batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, ...]:
+        """Return one batch as tensors: inputs, then targets and weights as far as given."""
+        inputs = self.inputs(x)
+        if y is None:
+            return (inputs,)
+        return inputs, *self.columns(len(inputs["token_ids"]), y, sample_weight)
+
+    def inputs(self, x: Any) -> dict[str, Any]:
+        """Return a batch of texts or tensors as the encoder's inputs, int32 (B, T) each."""
+        if not is_text(x):
+            return tensors_of(x)
+        preprocessor = self._needed()
+        if tf.is_tensor(x) and x.dtype == tf.string and not tf.executing_eagerly():
+            return preprocessor(x)  # inside a graph nothing can be looked at
+        return preprocessor(tf.constant(texts_of(x, preprocessor.text_columns).tolist()))
+
+    def _needed(self) -> Preprocessor:
+        if self.preprocessor is None:
+            raise InputError(
+                "Raw text came to a model without a preprocessor. Make it with one, as in "
+                "BertClassifier(encoder, head, preprocessor='single_text'), or pass a dict of "
+                f"{', '.join(INPUT_NAMES)}."
+            )
+        return self.preprocessor
+
+    def stream(self, x: Any, labelled: bool = True) -> tf.data.Dataset:
+        """Return a dataset of converted batches from a dataset or generator of raw ones.
+
+        The types of the columns are those of the first batch.
+
+        Args:
+            x: yields `(texts or tensors, labels, sample weights)` batches, the latter two as far
+                as there are any.
+            labelled: whether labels are wanted; if not, they are passed over.
+
+        Raises:
+            InputError: there is no batch, or the first one cannot be used.
+        """
+        raw, first = _started(x)
+
+        def convert(batch: Any) -> tuple[Any, ...]:
+            texts, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
+            if labelled and labels is None:
+                raise InputError(
+                    "The dataset or generator yields no labels. Let it yield (texts, labels)."
+                )
+            return self.batch(texts, labels, weights) if labelled else self.batch(texts)
+
+        def converted() -> Iterator[tuple[Any, ...]]:
+            try:
+                for batch in raw():
+                    yield convert(batch)
+            except BertkitError as error:
+                self.errors.append(error)
+                raise
+
+        inputs, *columns = convert(first)
+        spec = (
+            {name: tf.TensorSpec((None, None), tf.int32) for name in inputs},
+            *(tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns),
+        )
+        dataset = tf.data.Dataset.from_generator(converted, output_signature=spec)
+        if isinstance(x, tf.data.Dataset):
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(x.cardinality()))
+        return dataset.prefetch(2)
+
+    def learn_labels(self, x: Any) -> None:
+        """Let the head learn its labels from a dataset, in a pass of its own.
+
+        Raises:
+            InputError: `x` cannot be read twice, or never ends.
+        """
+        endless = isinstance(x, tf.data.Dataset) and x.cardinality() == tf.data.INFINITE_CARDINALITY
+        if isinstance(x, Iterator) or endless:
+            raise InputError(
+                f"The labels cannot be learned from {'an endless dataset' if endless else 'a generator'}, "  # noqa: E501
+                "which can be read only once. Give the head its `labels`, or call "
+                "`head.adapt(labels)` first."
+            )
+        labels = [keras.utils.unpack_x_y_sample_weight(batch)[1] for batch in _batches(x)]
+        if any(part is None for part in labels):
+            raise InputError("The dataset yields no labels. Let it yield (texts, labels).")
+        parts = [np.asarray(part) if tf.is_tensor(part) else part for part in labels]
+        if all(isinstance(part, np.ndarray) for part in parts):
+            self.head.adapt(np.concatenate(parts))
+        else:
+            self.head.adapt([row for part in parts for row in rows_of(part)])
+
+    @contextlib.contextmanager
+    def surfaced(self) -> Iterator[None]:
+        """Raise our own error where TensorFlow has wrapped it in one of its own."""
+        try:
+            yield
+        except tf.errors.OpError:
+            if self.errors:
+                raise self.errors[0] from None
+            raise
+
+
+def split(x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[Any, Any]:
+    """Return training and validation rows, `(x, y, sample_weight)` each; the last are validation.
+
+    Raises:
+        InputError: the data cannot be cut, or nothing would be left on one side.
+    """
+    if isinstance(x, STREAMS):
+        raise InputError(
+            "validation_split cannot cut a dataset or generator. Cut it yourself, with take() and "
+            "skip(), and pass validation_data."
+        )
+    columns = [x, y, sample_weight]
+    count = len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
+    cut = int(count * (1.0 - fraction))
+    if not 0 < cut < count:
+        raise InputError(
+            f"validation_split={fraction} of {count} rows leaves nothing to train or to validate "
+            "on. It is a fraction between 0 and 1."
+        )
+    return (
+        tuple(_part(column, slice(None, cut)) for column in columns),
+        tuple(_part(column, slice(cut, None)) for column in columns),
+    )
+
+
+def _part(column: Any, rows: slice) -> Any:
+    if column is None:
+        return None
+    if isinstance(column, Mapping):
+        return {name: _part(value, rows) for name, value in column.items()}
+    return column.iloc[rows] if hasattr(column, "iloc") else column[rows]
+
+
+def _batches(x: Any) -> Iterator[Any]:
+    """Iterate over a dataset's batches once."""
+    if isinstance(x, keras.utils.PyDataset):
+        return (x[index] for index in range(len(x)))
+    return iter(x)
+
+
+def _started(x: Any) -> tuple[Callable[[], Iterator[Any]], Any]:
+    """Return a function that starts a pass over `x`, and the first batch.
+
+    A generator has one pass only, which begins with the batch that was looked at.
+    """
+    batches = _batches(x)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("The dataset or generator yields nothing. Give at least one batch.")
+    texts = keras.utils.unpack_x_y_sample_weight(first)[0]
+    if tf.is_tensor(texts) and texts.shape.rank == 0:
+        raise InputError("The dataset yields single texts. Batch it, as in dataset.batch(32).")
+    if isinstance(x, Iterator):
+        return lambda: itertools.chain([first], batches), first
+    return lambda: _batches(x), first

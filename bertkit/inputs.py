@@ -1,0 +1,155 @@
+"""What people pass as text or tensors, checked and made uniform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from bertkit.encoder import INPUT_NAMES, TFHUB_NAMES
+from bertkit.errors import InputError
+
+_PAIR = "pairs such as [('first', 'second'), …]"
+
+
+def is_text(x: Any) -> bool:
+    """Return whether `x` is meant as raw text: all but a dict of tensors."""
+    return not isinstance(x, Mapping)
+
+
+def texts_of(x: Any, columns: int) -> np.ndarray:
+    """Return raw text as an array of `str` or UTF-8 `bytes`: (N,) or, for two columns, (N, 2).
+
+    Args:
+        x: a list of strings or pairs, a NumPy array, a pandas column or columns, or an eager
+            tensor.
+        columns: how many texts a row has, 1 or 2.
+
+    Raises:
+        InputError: something in `x` is no text; the message says which row and what to do.
+    """
+    wanted = "a list of strings" if columns == 1 else f"a list of {_PAIR}"
+    if x is None:
+        raise InputError(f"The texts are None. Give {wanted}.")
+    if isinstance(x, (str, bytes)):
+        raise InputError(f"The texts are the single string {_short(x)}. Give {wanted}.")
+    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
+        raise InputError(f"The texts are a {type(x).__name__}. Give {wanted}.")
+    if hasattr(x, "to_numpy"):  # pandas
+        x = x.to_numpy()
+    elif tf.is_tensor(x):
+        x = x.numpy()
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind in "biufc":
+            raise InputError(
+                f"The texts are numbers ({x.dtype.name}, shape {x.shape}). Give {wanted}; token "
+                "ids go in as a dict of token_ids, segment_ids and padding_mask."
+            )
+        x = x.tolist()
+    if not isinstance(x, (list, tuple)):
+        raise InputError(f"The texts are of type {type(x).__name__}. Give {wanted}.")
+    rows = list(x)
+    if columns == 1:
+        rows = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
+        checked = [_checked(row, index) for index, row in enumerate(rows)]
+    else:
+        checked = [text for index, row in enumerate(rows) for text in _pair(row, index)]
+    flat = np.empty(len(checked), dtype=object)
+    flat[:] = checked
+    return flat if columns == 1 else flat.reshape(-1, columns)
+
+
+def _pair(row: Any, index: int) -> list[str | bytes]:
+    if isinstance(row, (str, bytes)):
+        raise InputError(
+            f"Row {index} is the single text {_short(row)} where a pair is wanted. Give {_PAIR}, "
+            "or use the preprocessor 'single_text'."
+        )
+    if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != 2:
+        hint = " Two columns become pairs by list(zip(first, second))."
+        raise InputError(f"Row {index} is {_short(row)}, not a pair. Give {_PAIR}.{hint}")
+    return [_checked(text, index) for text in row]
+
+
+def _checked(text: Any, index: int) -> str | bytes:
+    if isinstance(text, str):
+        if text.isspace() or not text:
+            raise InputError(
+                f"Row {index} is empty text. Drop the row, or put a placeholder in it."
+            )
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"Row {index} holds half a surrogate pair at character {error.start}, which "
+                    "is no valid text. Repair it with text.encode('utf-8', 'replace').decode()."
+                ) from None
+        return text
+    if isinstance(text, bytes):
+        return _checked(text.decode("utf-8", errors="replace"), index)
+    if text is None or (isinstance(text, float) and np.isnan(text)):
+        raise InputError(f"Row {index} is missing ({text}). Drop the row, or fill it with text.")
+    if isinstance(text, (list, tuple, np.ndarray)):
+        raise InputError(
+            f"Row {index} is {_short(text)}, where one text is wanted. Give a list of strings, "
+            "or use the preprocessor 'sentence_pair' for pairs."
+        )
+    raise InputError(
+        f"Row {index} is {_short(text)} of type {type(text).__name__}, not text. Convert it with "
+        "str() if that is what you mean."
+    )
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"
+
+
+def tensors_of(x: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the encoder's inputs under bertkit's names, from KerasHub's names or TF Hub's.
+
+    Missing segment ids are zero; a missing mask cannot be guessed.
+
+    Raises:
+        InputError: a name is missing or unknown, or the shapes or types do not fit.
+    """
+    named = {TFHUB_NAMES.get(name, name): value for name, value in x.items()}
+    unknown = sorted(set(named) - set(INPUT_NAMES))
+    missing = [name for name in ("token_ids", "padding_mask") if name not in named]
+    if unknown or missing or len(named) < len(x):
+        raise InputError(
+            f"The inputs are named {', '.join(map(str, x)) or 'nothing'}; "
+            f"{'missing: ' + ', '.join(missing) if missing else 'not known: ' + ', '.join(unknown)}"
+            f". Give {', '.join(INPUT_NAMES)} (KerasHub's names) or {', '.join(TFHUB_NAMES)} "
+            "(TF Hub's)."
+        )
+    tensors = {name: _integers(name, named[name]) for name in INPUT_NAMES if name in named}
+    shape = tensors["token_ids"].shape
+    for name, tensor in tensors.items():
+        if not tensor.shape.is_compatible_with(shape) or len(tensor.shape) != 2:
+            raise InputError(
+                f"{name} has shape {tuple(tensor.shape)} where token_ids has {tuple(shape)}. All "
+                "inputs are (batch, tokens), and padded alike."
+            )
+    if "segment_ids" not in tensors:
+        tensors["segment_ids"] = tf.zeros_like(tensors["token_ids"])
+    return {name: tensors[name] for name in INPUT_NAMES}
+
+
+def _integers(name: str, value: Any) -> tf.Tensor:
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} is no rectangular array of integers: {str(error).splitlines()[0]}. Pad the "
+            "rows to one length."
+        ) from None
+    if not (tensor.dtype.is_integer or tensor.dtype.is_bool):
+        raise InputError(
+            f"{name} holds {tensor.dtype.name}, and the encoder takes integers. Raw text goes in "
+            "as a list of strings, to a model with a preprocessor."
+        )
+    return tf.cast(tensor, tf.int32)

@@ -1,0 +1,148 @@
+"""Raw labels, as people have them, made plain and looked up in a label space."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bertkit.errors import InputError
+
+Label: TypeAlias = str | int | bool
+
+
+def rows_of(labels: Any) -> list[Any]:
+    """Return labels as a list, one entry a row: from a list, array, pandas column or tensor.
+
+    Raises:
+        InputError: it is a single value, or nothing at all.
+    """
+    if isinstance(labels, (str, bytes, Mapping)) or labels is None:
+        raise InputError(
+            f"The labels are {labels!r}. Give one label a row, as a list, an array or a column."
+        )
+    if hasattr(labels, "to_list"):  # tf.RaggedTensor, pandas.Series
+        return list(labels.to_list())
+    if hasattr(labels, "numpy"):  # tf.Tensor
+        labels = labels.numpy()
+    if isinstance(labels, np.ndarray):
+        if labels.ndim == 2 and labels.shape[1] == 1:  # a column, as pandas and Keras have it
+            labels = labels[:, 0]
+        if labels.ndim == 0:
+            raise InputError(f"The labels are the single value {labels}. Give one label a row.")
+    if not isinstance(labels, Iterable):
+        raise InputError(f"The labels are {labels!r}. Give one label a row.")
+    return list(labels)
+
+
+def plain(label: Any, row: int) -> Label:
+    """Return a label as a str, int or bool of Python.
+
+    Raises:
+        InputError: it is missing, a fraction, or no single value.
+    """
+    if isinstance(label, np.generic):
+        label = label.item()
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", errors="replace")
+    if isinstance(label, (str, bool, int)):
+        return label
+    if label is None or (isinstance(label, float) and np.isnan(label)):
+        raise InputError(f"Label {row} is missing ({label}). Fill it in, or drop the row.")
+    if isinstance(label, float):
+        if label.is_integer():
+            return int(label)
+        raise InputError(
+            f"Label {row} is the fraction {label}. Numbers to be predicted need the head "
+            "'regression'; a label is a string or a whole number."
+        )
+    if isinstance(label, (list, tuple, set, frozenset, np.ndarray)):
+        raise InputError(
+            f"Label {row} is a list, {label!r}. Several labels a row need the head "
+            "'multi_label'; elsewhere give one label a row."
+        )
+    raise InputError(
+        f"Label {row} is {label!r} of type {type(label).__name__}. A label is a string or a "
+        "whole number."
+    )
+
+
+class LabelSpace:
+    """The distinct labels of a task; the position of each is its id.
+
+    Args:
+        labels: the labels in the order of their ids.
+
+    Raises:
+        InputError: a label stands twice, or there are fewer than one.
+    """
+
+    def __init__(self, labels: Sequence[Any]) -> None:
+        self.labels: list[Label] = [plain(label, row) for row, label in enumerate(labels)]
+        self._ids = {label: index for index, label in enumerate(self.labels)}
+        if not self.labels:
+            raise InputError("There are no labels. Give at least one.")
+        if len(self._ids) < len(self.labels):
+            twice = next(x for i, x in enumerate(self.labels) if self._ids[x] != i)
+            raise InputError(f"The label {twice!r} stands twice in {self.labels}. Name it once.")
+
+    @classmethod
+    def learn(cls, labels: Iterable[Label]) -> LabelSpace:
+        """Return the space of the labels that occur, in sorted order."""
+        distinct = set(labels)
+        kinds = {type(label).__name__ for label in distinct}
+        if len(kinds) > 1:
+            raise InputError(
+                f"The labels mix {' and '.join(sorted(kinds))}, such as "
+                f"{', '.join(repr(next(x for x in distinct if type(x).__name__ == k)) for k in sorted(kinds))}. "  # noqa: E501
+                "Make them all of one type."
+            )
+        return cls(sorted(distinct))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def id_of(self, label: Any, row: int) -> int:
+        """Return a label's id.
+
+        Raises:
+            InputError: the label was never seen.
+        """
+        label = plain(label, row)
+        found = self._ids.get(label)
+        if found is None:
+            raise InputError(self._unseen(label, row))
+        return found
+
+    def _unseen(self, label: Label, row: int) -> str:
+        shown = ", ".join(repr(known) for known in self.labels[:10])
+        more = f" and {len(self) - 10} more" if len(self) > 10 else ""
+        as_text = {str(known): known for known in self.labels}
+        if str(label) in as_text:
+            near = f" Did you mean {as_text[str(label)]!r}, of another type?"
+        else:
+            guess = difflib.get_close_matches(str(label), list(as_text), n=1)
+            near = f" Did you mean {guess[0]!r}?" if guess else ""
+        return (
+            f"Label {row} is {label!r}, which was never seen: the head knows {shown}{more}."
+            f"{near} Correct it, or train a head with `labels` that include it."
+        )
+
+    def weights(self, class_weight: Mapping[Any, float]) -> np.ndarray:
+        """Return the weight of each label, float32 (len,); 1 where none is given.
+
+        Raises:
+            InputError: a key is no label, or a weight is no number.
+        """
+        weights = np.ones(len(self), dtype="float32")
+        for label, weight in class_weight.items():
+            try:
+                weights[self._ids[label]] = weight
+            except (KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"class_weight has {label!r}: {weight!r}, but the labels are "
+                    f"{self.labels}. Give a number for each label that is not to weigh 1."
+                ) from None
+        return weights

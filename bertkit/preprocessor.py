@@ -1,0 +1,183 @@
+"""The contract of a preprocessor: text in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from bertkit.encoder import Encoder
+from bertkit.errors import InputError
+from bertkit.tokenizer import Vocabulary, WordPieceTokenizer
+
+
+class Encoded(NamedTuple):
+    """Texts as the encoder will see them, before padding.
+
+    Attributes:
+        token_ids: int32, (B, ragged), special tokens included.
+        segment_ids: int32, (B, ragged), of the same row lengths.
+        lengths: int32, (B,), the tokens a row would have without truncation.
+    """
+
+    token_ids: tf.RaggedTensor
+    segment_ids: tf.RaggedTensor
+    lengths: tf.Tensor
+
+
+class Preprocessor:
+    """Base class of preprocessors.
+
+    A subclass sets `text_columns` and defines `encode`. It reads `self.tokenizer` and
+    `self.vocabulary`, which are there once it is bound to an encoder: the vocabulary belongs to
+    the encoder, so that the two can never disagree.
+
+    Args:
+        sequence_length: the longest sequence, in tokens, special tokens included. Longer texts
+            are truncated; shorter ones are padded only to the longest of their batch.
+
+    Raises:
+        InputError: `sequence_length` leaves no room for text.
+    """
+
+    text_columns: ClassVar[int] = 1
+
+    def __init__(self, sequence_length: int = 128) -> None:
+        smallest = 2 * self.text_columns + 1  # each text gets a token and a [SEP]; [CLS] leads
+        if sequence_length < smallest:
+            raise InputError(
+                f"sequence_length is {sequence_length}; with special tokens it must be at least "
+                f"{smallest}."
+            )
+        self.sequence_length = sequence_length
+        self._encoder: Encoder | None = None
+        self._tokenizer: WordPieceTokenizer | None = None
+        self._traced: Callable[[tf.Tensor], Encoded] | None = None
+
+    def bind(self, encoder: Encoder) -> None:
+        """Take the encoder whose vocabulary is to be used.
+
+        Raises:
+            InputError: the encoder has no positions for `sequence_length` tokens.
+        """
+        if self.sequence_length > encoder.max_sequence_length:
+            raise InputError(
+                f"sequence_length is {self.sequence_length}, but the encoder has positions for "
+                f"{encoder.max_sequence_length} tokens. Set sequence_length to that or less."
+            )
+        if self.text_columns > encoder.num_segments:
+            raise InputError(
+                f"{type(self).__name__} marks {self.text_columns} segments, but the encoder has "
+                f"embeddings for {encoder.num_segments}. Use an encoder with more."
+            )
+        self._encoder = encoder
+        self._tokenizer = self._traced = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The encoder's vocabulary.
+
+        Raises:
+            InputError: there is no encoder yet, or it has no vocabulary.
+        """
+        if self._encoder is None:
+            raise InputError(
+                f"{type(self).__name__} is not bound to an encoder yet. Give both to a "
+                "BertClassifier, or call `preprocessor.bind(encoder)`."
+            )
+        if self._encoder.vocabulary is None:
+            raise InputError(
+                f"The encoder {self._encoder.name!r} has no vocabulary, so text cannot become "
+                "token ids. Set `encoder.vocabulary = Vocabulary.from_file('vocab.txt')`."
+            )
+        return self._encoder.vocabulary
+
+    @property
+    def tokenizer(self) -> WordPieceTokenizer:
+        """BERT's tokenizer over the vocabulary."""
+        vocabulary = self.vocabulary
+        if self._tokenizer is None or self._tokenizer.vocabulary is not vocabulary:
+            with tf.init_scope():  # its tables outlive the graph that asked first
+                self._tokenizer = WordPieceTokenizer(vocabulary)
+        return self._tokenizer
+
+    def encode(self, texts: tf.Tensor) -> Encoded:
+        """Tokenize, truncate and pack.
+
+        Args:
+            texts: UTF-8 strings, (B,) for one text column, (B, 2) for two.
+
+        Returns:
+            The packed rows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `encode`.")
+
+    def encode_array(self, texts: np.ndarray) -> Encoded:
+        """Encode an array of strings, (B,) or (B, 2), by a graph that is traced once."""
+        if self._traced is None:
+            shape = [None] if self.text_columns == 1 else [None, self.text_columns]
+            self._traced = tf.function(
+                self.encode, input_signature=[tf.TensorSpec(shape, tf.string)]
+            )
+        return self._traced(tf.constant(texts.tolist(), tf.string, list(texts.shape)))
+
+    def __call__(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Encode, and pad to the longest row.
+
+        Args:
+            texts: UTF-8 strings, (B,) for one text column, (B, 2) for two.
+
+        Returns:
+            `token_ids`, `segment_ids`, `padding_mask`: int32, (B, T).
+        """
+        encoded = self.encode(texts)
+        padding = self.vocabulary.id_of(self.vocabulary.padding_token)
+        lengths = encoded.token_ids.row_lengths()
+        return {
+            "token_ids": encoded.token_ids.to_tensor(padding),
+            "segment_ids": encoded.segment_ids.to_tensor(0),
+            "padding_mask": tf.sequence_mask(lengths, dtype=tf.int32),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, ready for JSON."""
+        return {"sequence_length": self.sequence_length}
+
+
+def pack(segments: list[tf.RaggedTensor], room: list[tf.Tensor], vocabulary: Vocabulary) -> Encoded:
+    """Truncate each segment to its room and join them: [CLS] a [SEP] b [SEP].
+
+    Args:
+        segments: int32 ids without special tokens, (B, ragged) each.
+        room: how many tokens each row of a segment may keep, int (B,) or () each.
+        vocabulary: where the special tokens' ids come from.
+    """
+    batch = segments[0].nrows()
+    start, separator = (
+        tf.fill([batch, 1], vocabulary.id_of(token))
+        for token in (vocabulary.start_token, vocabulary.separator_token)
+    )
+    lengths = tf.add_n([segment.row_lengths() for segment in segments]) + len(segments) + 1
+    token_parts: list[Any] = [start]
+    segment_parts: list[Any] = [tf.zeros_like(start)]
+    for index, (segment, keep) in enumerate(zip(segments, room, strict=True)):
+        kept = truncate(segment, keep)
+        token_parts += [kept, separator]
+        segment_parts += [kept * 0 + index, separator * 0 + index]
+    return Encoded(
+        tf.concat(token_parts, axis=1),
+        tf.concat(segment_parts, axis=1),
+        tf.cast(lengths, tf.int32),
+    )
+
+
+def truncate(rows: tf.RaggedTensor, keep: tf.Tensor) -> tf.RaggedTensor:
+    """Keep the first `keep` values of each row; (B, ragged) and int (B,) or ()."""
+    position = tf.ragged.range(rows.row_lengths()).flat_values  # of each value in its row
+    limit = tf.gather(tf.broadcast_to(tf.cast(keep, tf.int64), [rows.nrows()]), rows.value_rowids())
+    kept = tf.minimum(rows.row_lengths(), tf.cast(keep, tf.int64))
+    return tf.RaggedTensor.from_row_lengths(
+        tf.boolean_mask(rows.flat_values, position < limit), kept, validate=False
+    )

@@ -1,0 +1,34 @@
+"""One of several labels, from a logit each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from bertkit.head import Head
+
+
+class MulticlassHead(Head):
+    """One of several labels, from a logit each.
+
+    Args:
+        labels: the labels in the order of their ids; learned from the data, sorted, if `None`.
+        dropout: rate on the features.
+    """
+
+    def __init__(
+        self, labels: list[str | int | bool] | None = None, dropout: float = 0.1, **kwargs: Any
+    ) -> None:
+        super().__init__(labels, dropout, **kwargs)
+
+    def make_loss(self) -> keras.losses.Loss:
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def make_metrics(self) -> list[keras.metrics.Metric]:
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
