@@ -22,7 +22,15 @@ class DataError(BertkitError, ValueError):
 
 
 class InputError(BertkitError, ValueError):
-    """A text, a tensor or a label given to a model, head or preprocessor cannot be used."""
+    """A text, a tensor or a label given to a model, head or preprocessor cannot be used.
+
+    Attributes:
+        row: the index of the row at fault, where there is one.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class EncoderError(BertkitError, ValueError):

@@ -92,11 +92,13 @@ class Feed:
         return {"x": dataset}
 
     def examples(self, x: Any) -> Examples:
-        """Tokenize raw text.
+        """Tokenize raw text, unless it is tokenized already.
 
         Raises:
             InputError: `x` is no text, there is none, or there is no preprocessor.
         """
+        if isinstance(x, Examples):
+            return x
         preprocessor = self._needed()
         texts = texts_of(x, preprocessor.text_columns)
         if len(texts) == 0:

@@ -50,22 +50,25 @@ def plain(label: Any, row: int) -> Label:
     if isinstance(label, (str, bool, int)):
         return label
     if label is None or (isinstance(label, float) and np.isnan(label)):
-        raise InputError(f"Label {row} is missing ({label}). Fill it in, or drop the row.")
+        raise InputError(f"Label {row} is missing ({label}). Fill it in, or drop the row.", row)
     if isinstance(label, float):
         if label.is_integer():
             return int(label)
         raise InputError(
             f"Label {row} is the fraction {label}. Numbers to be predicted need the head "
-            "'regression'; a label is a string or a whole number."
+            "'regression'; a label is a string or a whole number.",
+            row,
         )
     if isinstance(label, (list, tuple, set, frozenset, np.ndarray)):
         raise InputError(
             f"Label {row} is a list, {label!r}. Several labels a row need the head "
-            "'multi_label'; elsewhere give one label a row."
+            "'multi_label'; elsewhere give one label a row.",
+            row,
         )
     raise InputError(
         f"Label {row} is {label!r} of type {type(label).__name__}. A label is a string or a "
-        "whole number."
+        "whole number.",
+        row,
     )
 
 
@@ -113,7 +116,7 @@ class LabelSpace:
         label = plain(label, row)
         found = self._ids.get(label)
         if found is None:
-            raise InputError(self._unseen(label, row))
+            raise InputError(self._unseen(label, row), row)
         return found
 
     def _unseen(self, label: Label, row: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -23,14 +23,16 @@ class Examples:
     Attributes:
         token_ids: int32, (all tokens,).
         segment_ids: int8, (all tokens,).
-        offsets: int64, (N + 1,), where each row begins, and the end.
+        starts: int64, (N,), where each row begins.
+        lengths: int64, (N,), tokens of each row.
         full_lengths: int32, (N,), tokens before truncation.
         padding_id: the id that fills rows up.
     """
 
     token_ids: np.ndarray
     segment_ids: np.ndarray
-    offsets: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
     full_lengths: np.ndarray
     padding_id: int
 
@@ -52,12 +54,16 @@ class Examples:
         return store.examples()
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64, (N,)."""
-        return np.diff(self.offsets)
+    def take(self, rows: np.ndarray) -> Examples:
+        """Return some rows, by index; the token ids are shared."""
+        return replace(
+            self,
+            starts=self.starts[rows],
+            lengths=self.lengths[rows],
+            full_lengths=self.full_lengths[rows],
+        )
 
     def batch(self, rows: np.ndarray, multiple: int = 1) -> dict[str, np.ndarray]:
         """Return rows padded to the longest of them.
@@ -69,8 +75,7 @@ class Examples:
         Returns:
             `token_ids`, `segment_ids`, `padding_mask`: int32, (B, T).
         """
-        starts = self.offsets[rows]  # (B,)
-        lengths = self.offsets[rows + 1] - starts
+        starts, lengths = self.starts[rows], self.lengths[rows]  # (B,)
         width = -(-int(lengths.max(initial=1)) // multiple) * multiple
         mask = np.arange(width) < lengths[:, None]  # (B, T)
         places = (starts[:, None] + np.arange(width))[mask]
@@ -104,11 +109,12 @@ class _Store:
         self._full_lengths.append(full_lengths.numpy())
 
     def examples(self) -> Examples:
-        lengths = np.concatenate([np.zeros(1, "int64"), *self._lengths])
+        lengths = np.concatenate([np.zeros(0, "int64"), *self._lengths])
         return Examples(
             token_ids=self._mapped("token_ids", "int32"),
             segment_ids=self._mapped("segment_ids", "int8"),
-            offsets=np.cumsum(lengths),
+            starts=np.cumsum(lengths) - lengths,
+            lengths=lengths,
             full_lengths=np.concatenate([np.zeros(0, "int32"), *self._full_lengths]),
             padding_id=self._padding_id,
         )

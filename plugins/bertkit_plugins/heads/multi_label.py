@@ -110,7 +110,8 @@ def _list(entry: Any, row: int) -> list[Any]:
         return list(entry)
     raise InputError(
         f"Label {row} is {entry!r}, and a row of the head 'multi_label' has a list of labels. "
-        "Give a list, empty for none; in a file, set data.label_separator to split the cell."
+        "Give a list, empty for none; in a file, set data.label_separator to split the cell.",
+        row,
     )
 
 

@@ -103,12 +103,14 @@ class RegressionHead(Head):
             if not np.isfinite(number):
                 raise InputError(
                     f"Label {row} is {label!r}, and the head 'regression' needs a finite number. "
-                    "Correct or drop the row; for named labels use 'binary' or 'multiclass'."
+                    "Correct or drop the row; for named labels use 'binary' or 'multiclass'.",
+                    row,
                 )
             if self.range is not None and not self.range[0] <= number <= self.range[1]:
                 raise InputError(
                     f"Label {row} is {number:g}, outside the range {self.range}. Correct the row "
-                    "or widen `range`."
+                    "or widen `range`.",
+                    row,
                 )
             numbers.append(number)
         return np.asarray(numbers, dtype="float64")
