@@ -92,7 +92,7 @@ def test_a_preset_without_a_tokenizer(tmp_path: Path) -> None:
     assert kerashub(str(tmp_path)).vocabulary is None
 
 
-def test_weights_are_float32_under_any_policy(tmp_path: Path) -> None:
+def test_weights_stay_float32_in_mixed_precision(tmp_path: Path) -> None:
     backbone = write_preset(tmp_path)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

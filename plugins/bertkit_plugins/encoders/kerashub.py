@@ -74,7 +74,7 @@ def kerashub(
     preset = _find_preset(source, revision)
     _warn_of_differences(preset)
     with _as_encoder_error(source):
-        backbone = keras_hub.models.BertBackbone.from_preset(preset, dtype="float32")
+        backbone = keras_hub.models.BertBackbone.from_preset(preset)
     if type(backbone) is not keras_hub.models.BertBackbone:
         raise EncoderError(
             f"{source} is a {type(backbone).__name__}, and only BertBackbone can be run. Choose "
