@@ -1,4 +1,4 @@
-"""Rows from CSV, TSV, JSONL and Parquet files, streamed at constant memory."""
+"""Rows from CSV, TSV, JSONL, Parquet and text files, streamed at constant memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import functools
 import glob
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertkit.data.formats import READERS, Record
-from bertkit.data.lines import reason, row_error, show
+from bertkit.data.formats import FORMATS, READERS, Reader
+from bertkit.data.lines import Source, reason, row_error, show
 from bertkit.errors import DataError
 
 
@@ -25,7 +25,7 @@ class Row:
         texts: one or two texts; "" where the cell is empty, blank or null.
         label: str, int, float or bool as the file holds it, a list of them for several labels,
             or None when no label column was asked for.
-        file: the path of the file.
+        file: the path of the file, or "standard input".
         line: the 1-based line that the row begins on; the 1-based row in Parquet.
     """
 
@@ -77,49 +77,62 @@ class Columns:
         return (*self.text, self.label) if self.label is not None else tuple(self.text)
 
 
-def read_rows(paths: str | Sequence[str], columns: Columns) -> Iterator[Row]:
+def read_rows(
+    paths: str | Sequence[str], columns: Columns, format: str | None = None
+) -> Iterator[Row]:
     """Yield the rows of one or more files, in the order of `paths`; those of a glob are sorted.
 
     The suffix tells the format: .csv (quoted as in RFC 4180), .tsv (a quote is an ordinary
-    character), .jsonl or .ndjson, each also with .gz, and .parquet. Text is UTF-8. A file that
-    is matched twice is read once. Paths are checked at once, the files' contents as rows are
-    taken.
+    character), .jsonl or .ndjson, and .txt, each also with .gz, and .parquet. Text is UTF-8.
+    The lines of a text file have no header and no label: each is one text, or two with one tab
+    between them, whatever the columns are named; a blank line gives empty texts.
+
+    A file that is matched twice is read once. Paths are checked at once, the files' contents as
+    rows are taken; a row of standard input comes as soon as its last line has.
 
     Args:
-        paths: paths or globs, where `**` stands for any folders and `~` for the home folder.
+        paths: paths or globs, where `**` stands for any folders and `~` for the home folder;
+            "-" is standard input.
         columns: the columns to read.
+        format: "csv", "tsv", "jsonl", "parquet" or "text", whatever the suffixes; needed for
+            standard input, which cannot be Parquet.
 
     Raises:
         DataError: naming the file and the line, when a path matches nothing, a file cannot be
-            read, a column is missing, a row is malformed or has no label, or there are no rows.
+            read, a column is missing, a row is malformed or has no label, or there are no rows;
+            the format is unknown, or a label is asked of a text file.
     """
-    files = [(path, _reader(path)) for path in find_files(paths)]
+    if format is not None and format not in READERS:
+        raise DataError(f"There is no format {format!r}: give one of {', '.join(READERS)}.")
+    sources = [(source, _reader(source, columns, format)) for source in find_sources(paths)]
 
     def rows() -> Iterator[Row]:
         found = False
-        for path, reader in files:
-            for line, values in reader(path, columns.names):
+        for source, reader in sources:
+            for line, values in reader(source, columns.names):
                 found = True
-                yield _row(path, line, values, columns)
+                yield _row(source, line, values, columns)
         if not found:
-            names = ", ".join(str(path) for path, _ in files[:3]) + (", ..." if files[3:] else "")
-            raise DataError(f"There are no rows in {names}: give a file with at least one.")
+            names = ", ".join(str(source) for source, _ in sources[:3])
+            more = ", ..." if sources[3:] else ""
+            raise DataError(f"There are no rows in {names}{more}: give at least one.")
 
     return rows()
 
 
-def find_files(paths: str | Sequence[str]) -> list[Path]:
-    """Return the files that paths or globs stand for, each once.
+def find_sources(paths: str | Sequence[str]) -> list[Source]:
+    """Return the files, or standard input, that paths or globs stand for, each once.
 
     Raises:
         DataError: a path or glob matches nothing, or is a folder.
     """
-    found: dict[Path, None] = {}
+    found: dict[Source, None] = {}
     for pattern in [paths] if isinstance(paths, (str, Path)) else paths:
         try:
-            found.update(dict.fromkeys(_match(str(pattern))))
+            matches = [None] if pattern == "-" else _match(str(pattern))
         except (OSError, RuntimeError) as error:  # no permission; no such user after "~"
             raise DataError(f"{pattern}: cannot be read: {reason(error)}.") from error
+        found.update(dict.fromkeys(map(Source, matches)))
     if not found:
         raise DataError("No path was given: name a file or a glob, such as data/train-*.csv.")
     return list(found)
@@ -128,7 +141,8 @@ def find_files(paths: str | Sequence[str]) -> list[Path]:
 def _match(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if pattern.strip() and path.is_dir():
-        suffix = next((p.suffix for p in sorted(path.iterdir()) if p.suffix in READERS), ".csv")
+        suffixes = {entry.suffix for entry in path.iterdir()}
+        suffix = next((suffix for suffix in FORMATS if suffix in suffixes), ".csv")
         raise DataError(f"{pattern} is a folder: name its files, such as {path / ('*' + suffix)}.")
     if pattern.strip() and path.exists():  # before globbing: a file may be named "a[1].csv"
         return [path]
@@ -147,41 +161,53 @@ def _match(pattern: str) -> list[Path]:
     )
 
 
-def _reader(path: Path) -> Callable[[Path, tuple[str, ...]], Iterator[Record]]:
-    name = path.name.lower()
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in READERS or (suffix == ".parquet" and name.endswith(".gz")):
+def _reader(source: Source, columns: Columns, format: str | None) -> Reader:
+    name = source.path.name.lower() if source.path else ""
+    format = format or FORMATS.get(Path(name.removesuffix(".gz")).suffix)
+    if format is None and source.path is None:
+        raise DataError(f"{source} has no suffix: state its format, such as csv, jsonl or text.")
+    if format is None:
         raise DataError(
-            f"{path}: the suffix {path.suffix!r} is not a format that can be read. "
-            f"Give one of {', '.join(READERS)}; all but .parquet also with .gz."
+            f"{source}: the suffix {Path(name).suffix!r} is not a format that can be read. "
+            f"Give one of {', '.join(FORMATS)}; all but .parquet also with .gz."
         )
-    return READERS[suffix]
+    if format == "parquet" and (source.path is None or name.endswith(".gz")):
+        raise DataError(
+            f"{source}: Parquet cannot be read from standard input or a .gz file. "
+            "Name the .parquet file itself."
+        )
+    if format == "text" and columns.label is not None:
+        raise DataError(
+            f"{source}: a text file has no columns, so it cannot hold the label "
+            f"{columns.label!r}. Write it as .csv with a header, or ask for texts alone."
+        )
+    return READERS[format]
 
 
-def _row(path: Path, line: int, values: list[Any], columns: Columns) -> Row:
+def _row(source: Source, line: int, values: list[Any], columns: Columns) -> Row:
     count = len(columns.text)
-    texts = tuple(map(functools.partial(_text, path, line), columns.text, values[:count]))
+    texts = tuple(map(functools.partial(_text, source, line), columns.text, values[:count]))
     label = None
     if columns.label is not None:
-        label = _label(path, line, columns.label, values[count], columns.label_separator)
-    return Row(texts, label, str(path), line)
+        label = _label(source, line, columns.label, values[count], columns.label_separator)
+    return Row(texts, label, str(source), line)
 
 
-def _text(path: Path, line: int, column: str, value: Any) -> str:
+def _text(source: Source, line: int, column: str, value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
         raise row_error(
-            path,
+            source,
             line,
             f"the text column {column!r} holds {show(value)}, not a string. Put it in quotes, "
             "or name another column.",
         )
-    _check_characters(path, line, column, value)
+    _check_characters(source, line, column, value)
     return value if value.strip() else ""
 
 
-def _label(path: Path, line: int, column: str, value: Any, separator: str | None) -> Any:
+def _label(source: Source, line: int, column: str, value: Any, separator: str | None) -> Any:
     if separator is not None and (value is None or isinstance(value, str)):
         value = [label.strip() for label in (value or "").split(separator) if label.strip()]
     if isinstance(value, list):
@@ -192,7 +218,7 @@ def _label(path: Path, line: int, column: str, value: Any, separator: str | None
         wrong = [value]
     elif value is None or value != value or (isinstance(value, str) and not value.strip()):
         raise row_error(
-            path,
+            source,
             line,
             f"the label column {column!r} is empty. Fill it in or remove the row; where a row "
             "may have several labels or none, set label_separator.",
@@ -203,21 +229,21 @@ def _label(path: Path, line: int, column: str, value: Any, separator: str | None
         wrong = [] if known else [value]
     if wrong:
         raise row_error(
-            path, line, f"the label column {column!r} holds {show(wrong[0])}. {wanted}."
+            source, line, f"the label column {column!r} holds {show(wrong[0])}. {wanted}."
         )
     for label in value if isinstance(value, list) else [value]:
-        _check_characters(path, line, column, label)
+        _check_characters(source, line, column, label)
     return value
 
 
-def _check_characters(path: Path, line: int, column: str, value: Any) -> None:
+def _check_characters(source: Source, line: int, column: str, value: Any) -> None:
     """Refuse half of a surrogate pair, which JSON can escape but UTF-8 cannot hold."""
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise row_error(
-                path,
+                source,
                 line,
                 f"the column {column!r} holds half of a surrogate pair at character {error.start}, "
                 f"{value[error.start]!a}. Write the whole pair, or remove it.",

@@ -1,11 +1,15 @@
-"""Lines of UTF-8 text from files, and the messages that name a file and its line."""
+"""Lines of UTF-8 text from a file or standard input, and messages that name the line."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,43 +19,59 @@ from bertkit.errors import DataError
 LONGEST = 2**24  # characters of a cell, bytes of a line
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file with their line ends, without a byte order mark."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file, or standard input where `path` is None; its string is its name in messages."""
+
+    path: Path | None
+
+    def __str__(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
+
+def read_lines(source: Source) -> Iterator[str]:
+    """Yield lines with their line ends, without a byte order mark, each once it has arrived."""
     line, offset = 0, 0
     try:
-        with _open(path) as handle:
+        with open_source(source) as handle:
             while raw := handle.readline(LONGEST + 1):
                 line += 1
-                yield _decode(path, line, offset, raw)
+                yield _decode(source, line, offset, raw)
                 offset += len(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path}: cannot be read{f' after line {line}' if line else ''}: {reason(error)}. "
+            f"{source}: cannot be read{f' after line {line}' if line else ''}: {reason(error)}. "
             "Check its permissions, or write or copy it anew."
         ) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
+def open_source(source: Source) -> AbstractContextManager[BinaryIO]:
+    """Open a source for reading bytes; those of a .gz file are unpacked."""
+    if source.path is None:
+        stdin = getattr(sys.stdin, "buffer", None)  # sys.stdin is None where it was closed
+        if stdin is None:
+            raise DataError("standard input is closed: send rows to it, or name a file.")
+        return contextlib.nullcontext(stdin)  # not ours to close
+    if source.path.suffix.lower() == ".gz":
+        return cast(BinaryIO, gzip.open(source.path, "rb"))
+    return source.path.open("rb")
 
 
-def _decode(path: Path, line: int, offset: int, raw: bytes) -> str:
+def _decode(source: Source, line: int, offset: int, raw: bytes) -> str:
     """Return a line as text; `offset` is the byte of the file that it begins on."""
     if line == 1:
         for mark, name in _BYTE_ORDER_MARKS:
             if raw.startswith(mark):
-                raise row_error(path, line, f"the text is {name}, not UTF-8. {_convert(name)}")
+                raise row_error(source, line, f"the text is {name}, not UTF-8. {_convert(name)}")
     if len(raw) > LONGEST:
         raise row_error(
-            path,
+            source,
             line,
             f"the line is longer than {LONGEST:,} bytes. End each row with a line break.",
         )
     if (index := raw.find(b"\0")) >= 0:
         raise row_error(
-            path,
+            source,
             line,
             f"there is a NUL byte at byte offset {offset + index}. If the file is UTF-16, "
             "convert it to UTF-8; otherwise it is damaged, or not a text file.",
@@ -62,7 +82,7 @@ def _decode(path: Path, line: int, offset: int, raw: bytes) -> str:
         # The decoder counts from after a byte order mark.
         start = error.start + (3 if line == 1 and raw.startswith(codecs.BOM_UTF8) else 0)
         raise row_error(
-            path,
+            source,
             line,
             f"byte {raw[start]:#04x} at byte offset {offset + start} is not UTF-8. If the file "
             f"was saved as Windows-1252 or Latin-1: {_convert('CP1252')}",
@@ -81,9 +101,9 @@ def _convert(encoding: str) -> str:
     return f"Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
 
 
-def row_error(path: Path, line: int, message: str) -> DataError:
+def row_error(source: Source, line: int, message: str) -> DataError:
     """Return an error that names the file and the line; no line if it is 0."""
-    return DataError(f"{path}:{line}: {message}" if line else f"{path}: {message}")
+    return DataError(f"{source}:{line}: {message}" if line else f"{source}: {message}")
 
 
 def reason(error: BaseException) -> str:

@@ -1,14 +1,16 @@
-"""Rows from files: against other writers, malformed files, memory."""
+"""Rows from files and standard input: against other writers, malformed files, memory."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +23,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertkit.data.files import Columns, Row, find_files, read_rows
+from bertkit.data.files import Columns, Row, find_sources, read_rows
 from bertkit.errors import DataError
 
 TEXT_LABEL = Columns(("text",), "label")
+TEXT, PAIR = Columns(("text",)), Columns(("first", "second"))
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 # Files are overwritten by each example, so that they may share the folder of the test.
@@ -36,9 +39,13 @@ text_cells = st.text(characters, max_size=30) | st.text('",\r\n\t ab\\\ufeff', m
 label_cells = text_cells.filter(str.strip)
 
 
-def read(path: Path | list[Path], columns: Columns = TEXT_LABEL) -> list[Row]:
-    paths = [str(one) for one in path] if isinstance(path, list) else str(path)
-    return list(read_rows(paths, columns))
+def read(path: Path, columns: Columns = TEXT_LABEL, format: str | None = None) -> list[Row]:
+    return list(read_rows(str(path), columns, format))
+
+
+def send(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Let standard input hold `content`."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
 
 
 def expected(text: str | None) -> str:
@@ -188,20 +195,64 @@ def test_parquet_written_by_pandas_with_categories_and_several_batches(tmp_path:
     assert values(read(path)) == list(frame.itertuples(index=False, name=None))
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+line_texts = (text_cells | st.text("a \t\x0b\x1c\x85\u2028", max_size=8)).map(
+    lambda text: text.translate({10: None, 13: None, 0xFEFF: None})
+)
+
+
+@several
+@given(
+    st.lists(line_texts, min_size=1, max_size=8),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig"]),
+    st.booleans(),
+)
+def test_text_is_one_text_a_line(
+    tmp_path: Path, texts: list[str], end: str, encoding: str, ended: bool
+) -> None:
+    path = tmp_path / "a.txt"
+    ended = ended or not texts[-1]  # an empty line is one only if it ends
+    path.write_bytes((end.join(texts) + (end if ended else "")).encode(encoding))
+    rows = read(path, TEXT)
+    assert rows == [
+        Row((expected(text),), None, str(path), line) for line, text in enumerate(texts, start=1)
+    ]
+
+
+@several
+@given(
+    st.lists(
+        st.tuples(*[line_texts.map(lambda text: text.replace("\t", ""))] * 2),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_text_is_two_texts_a_line_with_a_tab_between(
+    tmp_path: Path, pairs: list[tuple[str, str]]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{a}\t{b}\n\n" for a, b in pairs), encoding="utf-8", newline="")
+    rows = read(path, PAIR)
+    assert [row.texts for row in rows[::2]] == [(expected(a), expected(b)) for a, b in pairs]
+    assert [row.texts for row in rows[1::2]] == [("", "")] * len(pairs)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".txt"])
 def test_gzip_equals_plain(tmp_path: Path, suffix: str) -> None:
+    columns = TEXT if suffix == ".txt" else TEXT_LABEL
     content = {
         ".csv": b'text,label\n"a,\nb",x\nc,y\n',
         ".tsv": b'text\tlabel\n"a\tx\nc\ty\n',
         ".jsonl": b'{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n',
+        ".txt": b"a\tb\n\nc\n",
     }[suffix]
     plain, packed = tmp_path / f"a{suffix}", tmp_path / f"a{suffix}.gz"
     plain.write_bytes(content)
     packed.write_bytes(gzip.compress(content))
-    assert values(read(packed)) == values(read(plain))
+    assert values(read(packed, columns)) == values(read(plain, columns))
     packed.write_bytes(gzip.compress(content)[:-9])
     with pytest.raises(DataError, match=r"a\.\w+\.gz: cannot be read.*: Compressed file ended"):
-        read(packed)
+        read(packed, columns)
 
 
 def test_the_label_separator(tmp_path: Path) -> None:
@@ -219,7 +270,7 @@ def test_the_label_separator(tmp_path: Path) -> None:
 def test_texts_alone_and_empty_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\n" \t",a\nb,\n\xa0,c\n\n', encoding="utf-8")
-    rows = read(path, Columns(("text",)))
+    rows = read(path, TEXT)
     assert rows == [
         Row(("",), None, str(path), 2),
         Row(("b",), None, str(path), 3),
@@ -236,7 +287,7 @@ def test_texts_alone_and_empty_texts(tmp_path: Path) -> None:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("b.csv", "a.csv", "a[1].csv", "deep/er/c.csv", "deep/a.csv", "notes.txt"):
+    for name in ("b.csv", "a.csv", "a[1].csv", "deep/er/c.csv", "deep/a.csv", "notes.md"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"text,label\n{name},x\n")
@@ -257,13 +308,13 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_globs(tree: Path, paths: str | list[str], found: str) -> None:
-    names = [os.path.relpath(path, tree) for path in find_files(paths)]
+    names = [os.path.relpath(str(source), tree) for source in find_sources(paths)]
     assert names == found.split()
     assert [row.texts[0] for row in read_rows(paths, TEXT_LABEL)] == found.split()
 
 
 def test_an_absolute_glob(tree: Path) -> None:
-    assert find_files(f"{tree}/**/c.csv") == [tree / "deep/er/c.csv"]
+    assert [source.path for source in find_sources(f"{tree}/**/c.csv")] == [tree / "deep/er/c.csv"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +329,7 @@ def test_an_absolute_glob(tree: Path) -> None:
         ("deep", ["deep is a folder: name its files, such as deep/*.csv"]),
         ("", ["No file matches ''"]),
         ([], ["No path was given"]),
-        ("notes.txt", ["notes.txt: the suffix '.txt'", ".csv, .tsv, .jsonl, .ndjson, .parquet"]),
+        ("notes.md", ["notes.md: the suffix '.md'", ".csv, .tsv, .jsonl, .ndjson, .parquet, .txt"]),
         ("~nobody-of-this-name/a.csv", ["~nobody-of-this-name/a.csv: cannot be read"]),
         ("a" * 300 + ".csv", ["cannot be read: File name too long"]),
         ("a\0.csv", ["No file matches 'a\\x00.csv'"]),
@@ -317,6 +368,126 @@ def test_a_file_that_fails_while_it_is_read(tree: Path) -> None:
     (tree / "broken.csv").symlink_to("/proc/self/mem")
     with pytest.raises(DataError, match=r"broken\.csv: cannot be read: Input/output error\."):
         read(tree / "broken.csv")
+
+
+# --- Formats, and standard input ----------------------------------------------------------------
+
+# What the format "..." reads, of two texts, "a" and "".
+SAME = {
+    "csv": b'text\na\n""\n',
+    "tsv": b"text\na\n \n",
+    "jsonl": b'{"text": "a"}\n{"text": null}',
+    "text": b"a\n\n",
+}
+
+
+@pytest.mark.parametrize("format", SAME)
+def test_the_format_goes_before_the_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    lines = (1, 2) if format in ("jsonl", "text") else (2, 3)
+    for name in ("a.csv", "a.parquet", "a", "a.GZ", "-"):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(SAME[format]) if name == "a.GZ" else SAME[format])
+        rows = read(path, TEXT, format)
+        assert [(row.texts, row.file, row.line) for row in rows] == [
+            (("a",), str(path), lines[0]),
+            (("",), str(path), lines[1]),
+        ]
+    send(monkeypatch, SAME[format])
+    monkeypatch.chdir(tmp_path)
+    rows = list(read_rows(["./-", "-", "a", "-", "./a"], TEXT, format))
+    assert [row.file for row in rows] == ["-", "-", *["standard input"] * 2, "a", "a"]
+    assert [row.line for row in rows] == [*lines, *lines, *lines]
+    assert not sys.stdin.buffer.closed
+
+
+def test_parquet_by_its_format(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    pq.write_table(pa.table({"text": ["a"]}), path)
+    assert read(path, TEXT, "parquet") == [Row(("a",), None, str(path), 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "columns", "format", "message"),
+    [
+        ("-", TEXT, None, "standard input has no suffix: state its format, such as csv, jsonl"),
+        ("-", TEXT, "parquet", "standard input: Parquet cannot be read from standard input"),
+        ("a.csv.gz", TEXT, "parquet", "a.csv.gz: Parquet cannot be read from"),
+        ("a.parquet.gz", TEXT, None, "Name the .parquet file itself"),
+        ("a.csv.gz", TEXT, "CSV", "no format 'CSV': give one of csv, tsv, jsonl, parquet, text."),
+        ("a.csv.gz", TEXT, "", "no format '': give one of"),
+        ("a.txt", TEXT_LABEL, None, "a.txt: a text file has no columns, so it cannot hold the"),
+        ("-", TEXT_LABEL, "text", "the label 'label'. Write it as .csv with a header"),
+    ],
+)
+def test_formats_that_do_not_fit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    columns: Columns,
+    format: str | None,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv.gz", "a.parquet.gz", "a.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        read_rows(path, columns, format)  # at once, before a row is taken
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_proposes_the_suffix_of_its_tables(tmp_path: Path) -> None:
+    for name in ("LICENSE.txt", "notes.md", "train.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"is a folder: name its files, such as .*/\*\.jsonl\."):
+        read_rows(str(tmp_path), TEXT)
+
+
+def test_standard_input_that_is_closed_or_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    send(monkeypatch, b"")
+    with pytest.raises(DataError, match="There are no rows in standard input: give at least one"):
+        list(read_rows("-", TEXT, "text"))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="standard input is closed"):
+        list(read_rows("-", TEXT, "text"))
+
+
+@pytest.mark.parametrize(
+    ("format", "header", "pieces"),
+    [
+        ("csv", b"text\r\n", [b"a\n", b'"b\n', b'c"\n']),
+        ("tsv", b"text\n", [b"a\n", b'"b', b"c\n"]),
+        ("jsonl", b"", [b'{"text": "a"}\n', b'{"text": ', b'"c"}\n']),
+        ("text", b"", [b"a\n", b"b", b"c\n"]),
+    ],
+)
+def test_a_row_of_standard_input_comes_when_its_last_line_has(
+    format: str, header: bytes, pieces: list[bytes]
+) -> None:
+    code = (
+        "from bertkit.data.files import Columns, read_rows\n"
+        f"for row in read_rows('-', Columns(('text',)), {format!r}):\n"
+        "    print(row.line, row.texts[0].encode(), flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin and process.stdout
+        timer = threading.Timer(20, process.kill)  # a row that does not come would wait for ever
+        timer.start()
+        first = 2 if header else 1
+        process.stdin.write(header)
+        for line in range(first, first + 3):  # the pipe stays open: the end does not flush it
+            process.stdin.write(pieces[0])
+            assert process.stdout.readline() == f"{line} b'a'\n".encode()
+        for piece in pieces[1:]:
+            process.stdin.write(piece)
+        assert process.stdout.readline().startswith(f"{first + 3} ".encode())
+        timer.cancel()
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
 
 
 # --- Malformed files ----------------------------------------------------------------------------
@@ -418,6 +589,46 @@ def test_malformed_files(
     assert "\n" not in message and len(message) < 400 + len(str(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [case[:2] for case in MALFORMED if case[0] in ("a.csv", "a.tsv", "a.jsonl")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_malformed_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    send(monkeypatch, content)
+    with pytest.raises(DataError) as of_file:
+        read(path)
+    with pytest.raises(DataError) as of_input:
+        list(read_rows("-", TEXT_LABEL, path.suffix[1:]))
+    assert str(of_input.value) == str(of_file.value).replace(str(path), "standard input")
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "line", "cause"),
+    [
+        (b"a\tb\nc\n", PAIR, 2, "has 0 tabs: 'c'. Put one tab between"),
+        (b"\na\tb\tc\n", PAIR, 2, "has 2 tabs: 'a\\tb\\tc'. Put one tab between"),
+        (b"a\n\xff\n", TEXT, 2, "byte 0xff at byte offset 2 is not UTF-8"),
+        (b"a\0\n", TEXT, 1, "NUL byte"),
+        (b"", TEXT, 0, "There are no rows in"),
+    ],
+)
+def test_malformed_text(
+    tmp_path: Path, content: bytes, columns: Columns, line: int, cause: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read(path, columns)
+    message = str(caught.value)
+    assert f"{path}:{line}: " in message if line else str(path) in message
+    assert cause in message and "\n" not in message
+
+
 NOW = pa.scalar(0, pa.timestamp("s"))
 
 # columns, row (0: none), what the message says
@@ -511,6 +722,7 @@ def good_files() -> Iterator[tuple[str, bytes]]:
         "a.jsonl",
         b'{"text": "a \\ud83d\\ude00", "label": ["x", 1]}\n{"text": null, "label": 1.5}\n',
     )
+    yield "a.txt", b"a\tb\n\nc\td\r\ne\tf"
     yield "a.csv.gz", gzip.compress(b"text,label\na,b\n", mtime=0)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": ["a", "b"], "label": [["x"], []]}), sink)
@@ -528,13 +740,14 @@ def test_damage_gives_rows_or_one_line(
     stop = data.draw(st.integers(start, min(start + 4, len(content))))
     inserted = data.draw(st.binary(max_size=4) | st.sampled_from([b'"', b",", b"\n", b"\r", b"\0"]))
     path.write_bytes(content[:start] + inserted + content[stop:])
+    columns = PAIR if name == "a.txt" else TEXT_LABEL
     try:
-        rows = read(path)
+        rows = read(path, columns)
     except DataError as error:
         assert name in str(error) and "\n" not in str(error)
     else:
         assert all(isinstance(text, str) for row in rows for text in row.texts)
-        assert all(row.label is not None for row in rows)
+        assert all((row.label is None) == (columns.label is None) for row in rows)
 
 
 # --- Memory, and what is imported ---------------------------------------------------------------
@@ -552,6 +765,11 @@ def write_jsonl(path: Path, texts: Iterator[str]) -> None:
         handle.writelines(json.dumps({"text": text, "label": "x"}) + "\n" for text in texts)
 
 
+def write_text(path: Path, texts: Iterator[str]) -> None:
+    with path.open("w", encoding="utf-8") as handle:
+        handle.writelines(text + "\n" for text in texts)
+
+
 def write_parquet(path: Path, texts: Iterator[str]) -> None:
     cells = list(texts)
     table = pa.table({"text": cells, "label": ["x"] * len(cells)})
@@ -559,21 +777,28 @@ def write_parquet(path: Path, texts: Iterator[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "write"), [("csv", write_csv), ("jsonl", write_jsonl), ("parquet", write_parquet)]
+    ("suffix", "write"),
+    [
+        ("csv", write_csv),
+        ("jsonl", write_jsonl),
+        ("txt", write_text),
+        ("parquet", write_parquet),
+    ],
 )
 def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, suffix: str, write: Callable[[Path, Iterator[str]], None]
 ) -> None:
     path = tmp_path / f"a.{suffix}"
+    columns = TEXT if suffix == "txt" else TEXT_LABEL
     write(path, (f"{index}, " + "some words " * 90 for index in range(30_000)))
     assert path.stat().st_size > 28e6
-    for _ in read_rows(str(path), TEXT_LABEL):  # imports and caches do not count
+    for _ in read_rows(str(path), columns):  # imports and caches do not count
         break
     arrow_before, arrow_peak = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     try:
         count = 0
-        for count, _ in enumerate(read_rows(str(path), TEXT_LABEL), start=1):
+        for count, _ in enumerate(read_rows(str(path), columns), start=1):
             if count % 100 == 0:
                 arrow_peak = max(arrow_peak, pa.total_allocated_bytes() - arrow_before)
         peak = tracemalloc.get_traced_memory()[1]
@@ -601,7 +826,7 @@ def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public datasets are not there")
 def test_public_datasets_as_pandas_reads_them() -> None:
-    files = find_files(str(DATA / "**" / "*.tsv"))
+    files = [source.path for source in find_sources(str(DATA / "**" / "*.tsv")) if source.path]
     assert len(files) >= 15
     for path in files:
         frame = pd.read_csv(
