@@ -1,0 +1,311 @@
+"""The configuration of an experiment: its schema, and how YAML and `key=value` become one.
+
+A config is data, never code: the only interpolations are `${key.path}` and `${oc.env:NAME}`.
+The latter is text from the environment, and ends up in the resolved config of the run folder, so
+it is for folders and names, not for secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bertkit.arguments import Argument, arguments_of, convert, describe, nearest
+from bertkit.errors import ConfigError, PluginError
+from bertkit.merging import (
+    COMMAND_LINE,
+    KeyPath,
+    Problems,
+    dump,
+    merge,
+    plain,
+    read_file,
+    read_overrides,
+    resolve,
+)
+from bertkit.registry import Registry, encoders, heads, preprocessors
+
+_Text = Annotated[str, Field(min_length=1), "text"]
+_Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
+_Split = _Files | Annotated[float, Field(gt=0, lt=1)] | None
+_Columns = (
+    _Text | Annotated[list[_Text], Field(min_length=1, max_length=2), "a list of 1 or 2 texts"]
+)
+_FolderName = Annotated[
+    str,
+    Field(pattern=r"^\w([\w .-]*[\w-])?$", max_length=100),
+    "text that can name a folder: letters, digits, spaces and _ - . between them",
+]
+
+
+@dataclass
+class DataConfig:
+    """Where the rows come from. Paths are relative to the current directory; globs are fine.
+
+    Attributes:
+        train: one or more files of training rows.
+        label: the column of labels.
+        text: the column of texts, or two columns for pairs.
+        validation: files of validation rows, or the fraction of the training rows to hold out.
+        test: files of test rows, or the fraction of the training rows to hold out.
+        label_separator: what separates the labels of a cell that holds several.
+    """
+
+    train: _Files
+    label: _Text
+    text: _Columns
+    validation: _Split = None
+    test: _Split = None
+    label_separator: _Text | None = None
+
+
+@dataclass
+class TrainingConfig:
+    """How the model is trained.
+
+    Attributes:
+        epochs: how often each row is seen.
+        batch_size: rows in a batch.
+        learning_rate: the highest learning rate.
+        warmup: the fraction of the steps over which the learning rate rises from zero.
+        schedule: how the learning rate falls after the warm-up.
+        weight_decay: decoupled weight decay, of kernels and embeddings.
+        precision: the Keras dtype policy.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 3
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+
+
+@dataclass
+class PluginConfig:
+    """A plugin by name, and the arguments it is made with."""
+
+    plugin: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ExperimentConfig:
+    """A whole experiment. Made by `load_config` or `config_from_mapping`, it is valid.
+
+    Attributes:
+        name: names the run; must be usable as a folder name.
+        data: where the rows come from.
+        encoder: which pretrained encoder.
+        preprocessor: how text becomes token ids.
+        head: what the labels mean.
+        training: how the model is trained.
+        output_dir: the run folder.
+        seed: of everything random.
+    """
+
+    name: _FolderName
+    data: DataConfig
+    encoder: PluginConfig
+    preprocessor: PluginConfig
+    head: PluginConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output_dir: _Text = "runs/${name}"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        if self.output_dir == "runs/${name}":
+            self.output_dir = f"runs/{self.name}"
+
+
+SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "training": TrainingConfig}
+PLUGINS: dict[str, Registry[Any]] = {
+    "encoder": encoders,
+    "preprocessor": preprocessors,
+    "head": heads,
+}
+
+
+def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Return the config that YAML files and overrides make together.
+
+    Later files are laid over earlier ones, and the overrides over all of them: mappings key by
+    key, everything else replaced. Where `plugin` changes, the earlier plugin's arguments go.
+
+    Args:
+        paths: YAML files.
+        overrides: `dotted.key=value`, the value read as YAML.
+
+    Raises:
+        ConfigError: anything is wrong; a line for each mistake, with the file that set the key,
+            the key, its value and what is expected.
+    """
+    files = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    problems = Problems(", ".join(str(file) for file in files) or COMMAND_LINE)
+    layers = [(str(file), read_file(file, problems)) for file in files]
+    unreadable = bool(problems.lines)
+    layers.append((COMMAND_LINE, read_overrides(overrides, problems)))
+    if unreadable:
+        problems.check()  # what a missing file would have set is not worth a line each
+    return _config(layers, problems)
+
+
+def config_from_mapping(mapping: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the config that a mapping of the same form as the YAML stands for.
+
+    Raises:
+        ConfigError: as `load_config` does, with "config" in place of the file.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"config: expected a mapping, not a {type(mapping).__name__}")
+    return _config([("config", mapping)], Problems("config"))
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """Return a config as YAML, such that loading it gives an equal config."""
+    tree = {key.name: getattr(config, key.name) for key in dataclasses.fields(config)}
+    for key, section in tree.items():
+        if isinstance(section, PluginConfig):
+            tree[key] = {"plugin": section.plugin, **section.arguments}
+        elif key in SECTIONS:
+            given = dataclasses.asdict(section)
+            tree[key] = {name: value for name, value in given.items() if value is not None}
+    return dump(tree)
+
+
+def _config(
+    layers: Sequence[tuple[str, Mapping[Any, Any]]], problems: Problems
+) -> ExperimentConfig:
+    """Merge, resolve and validate `layers`, each with its origin."""
+    # Defaults come first, so that interpolations find them. A default null is left out: it would
+    # stand for a value in messages.
+    tree: dict[Any, Any] = {}
+    for argument in arguments_of(ExperimentConfig):
+        if argument.name in SECTIONS:
+            tree[argument.name] = {
+                inner.name: inner.default
+                for inner in arguments_of(SECTIONS[argument.name])
+                if not inner.required and inner.default is not None
+            }
+        elif not argument.required:
+            tree[argument.name] = argument.default
+    try:
+        for origin, layer in layers:
+            merge(tree, layer, origin, problems.origins)
+    except RecursionError:
+        problems.note(f"{problems.origin}: nested too deeply, expected a section and its keys")
+        problems.check()
+    values = resolve(plain(tree, (), problems), problems)
+    fields = _fields(values, problems)
+    problems.check()
+    return ExperimentConfig(**fields)
+
+
+def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
+    """Return the fields of an ExperimentConfig; meaningless if a problem was noted."""
+    sections = [*SECTIONS, *PLUGINS]
+    arguments = [
+        dataclasses.replace(argument, annotation=Any) if argument.name in sections else argument
+        for argument in arguments_of(ExperimentConfig)
+    ]
+    # `training:` with nothing under it is null, and means a section that sets nothing.
+    for name in sections:
+        if values.get(name) is None and not problems.known((name,)):
+            values[name] = {}
+    fields = _checked(values, arguments, (), problems)
+    for name in sections:
+        fields.pop(name, None)
+        section = values.get(name)
+        if isinstance(section, dict) and name in SECTIONS:
+            given = _checked(section, arguments_of(SECTIONS[name]), (name,), problems)
+            if not problems.known((name,)):
+                fields[name] = SECTIONS[name](**given)
+        elif isinstance(section, dict):
+            fields[name] = _plugin(section, name, PLUGINS[name], problems)
+        elif section is not None:
+            example = f"{{plugin: {section}}}" if name in PLUGINS else "{key: value}"
+            problems.add((name,), f"expected a section, such as {name}: {example}", section)
+    if "data" in fields and fields.get("preprocessor") is not None:
+        _check_columns(fields["data"].text, fields["preprocessor"].plugin, problems)
+    return fields
+
+
+def _plugin(
+    section: dict[Any, Any], name: str, registry: Registry[Any], problems: Problems
+) -> PluginConfig | None:
+    path = (name, "plugin")
+    if problems.known(path):
+        return None
+    chosen = section.get("plugin")
+    if isinstance(chosen, str):
+        try:
+            arguments = arguments_of(registry.get(chosen))
+        except (PluginError, ValueError) as error:
+            if chosen in registry.names():
+                problems.add(path, f"expected a {registry.kind} that works: {error}", chosen)
+                return None
+        else:
+            rest = {key: value for key, value in section.items() if key != "plugin"}
+            return PluginConfig(chosen, _checked(rest, arguments, (name,), problems))
+    names = registry.names()
+    expected = f"expected an installed {registry.kind}: {', '.join(names) or 'none is'}"
+    misspelt = [key for key in section if nearest(key, ["plugin"])]
+    if "plugin" in section:
+        problems.add(path, expected + nearest(chosen, names), chosen)
+    elif misspelt:
+        message = f"unknown key, {expected}{nearest(misspelt[0], ['plugin'])}"
+        problems.add((name, misspelt[0]), message, section[misspelt[0]])
+    else:
+        problems.add(path, f"missing, {expected}")
+    return None
+
+
+def _checked(
+    values: dict[Any, Any], arguments: Sequence[Argument], path: KeyPath, problems: Problems
+) -> dict[str, Any]:
+    """Return the values that fit `arguments`, converted, and note all others."""
+    names = [argument.name for argument in arguments]
+    for key, value in values.items():
+        if key not in names and not problems.known((*path, key)):
+            known = f"unknown key, expected {'one of ' * bool(names)}{', '.join(names) or 'none'}"
+            problems.add((*path, key), known + (nearest(key, names) or _elsewhere(key)), value)
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        here = (*path, argument.name)
+        if problems.known(here):
+            continue
+        if argument.name not in values:
+            if argument.required:
+                problems.add(here, f"missing, expected {describe(argument.annotation)}")
+            continue
+        try:
+            result[argument.name] = convert(argument.annotation, values[argument.name])
+        except ValueError as error:
+            problems.add(here, str(error), values[argument.name])
+    return result
+
+
+def _elsewhere(key: Any) -> str:
+    """Return a suggestion if `key` belongs in another section, or at the top."""
+    places = {argument.name: argument.name for argument in arguments_of(ExperimentConfig)}
+    for section, schema in SECTIONS.items():
+        places |= {inner.name: f"{section}.{inner.name}" for inner in arguments_of(schema)}
+    return f"; did you mean {places[key]!r}?" if key in places else ""
+
+
+def _check_columns(text: str | list[str], preprocessor: str, problems: Problems) -> None:
+    columns = 1 if isinstance(text, str) else len(text)
+    wanted = getattr(preprocessors.get(preprocessor), "text_columns", columns)
+    if isinstance(wanted, int) and wanted != columns:
+        problems.add(
+            ("data", "text"),
+            f"text names {columns} column{'s' * (columns > 1)}, but {preprocessor} wants {wanted}, "
+            f"expected {'a list of 2 columns' if wanted == 2 else 'one column'}",
+            text,
+        )
