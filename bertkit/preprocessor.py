@@ -99,6 +99,7 @@ class Preprocessor:
         """BERT's tokenizer over the vocabulary."""
         vocabulary = self.vocabulary
         if self._tokenizer is None or self._tokenizer.vocabulary is not vocabulary:
+            self._traced = None  # it holds the ids of the vocabulary before
             with tf.init_scope():  # its tables outlive the graph that asked first
                 self._tokenizer = WordPieceTokenizer(vocabulary)
         return self._tokenizer
@@ -116,6 +117,7 @@ class Preprocessor:
 
     def encode_array(self, texts: np.ndarray) -> Encoded:
         """Encode an array of strings, (B,) or (B, 2), by a graph that is traced once."""
+        self.tokenizer  # noqa: B018 - drops the graph of another vocabulary
         if self._traced is None:
             shape = [None] if self.text_columns == 1 else [None, self.text_columns]
             self._traced = tf.function(
@@ -124,7 +126,7 @@ class Preprocessor:
         return self._traced(tf.constant(texts.tolist(), tf.string, list(texts.shape)))
 
     def __call__(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Encode, and pad to the longest row.
+        """Encode, and pad to the longest row, or to one token if there are no rows.
 
         Args:
             texts: UTF-8 strings, (B,) for one text column, (B, 2) for two.
@@ -134,11 +136,13 @@ class Preprocessor:
         """
         encoded = self.encode(texts)
         padding = self.vocabulary.id_of(self.vocabulary.padding_token)
-        lengths = encoded.token_ids.row_lengths()
+        lengths = encoded.token_ids.row_lengths()  # (B,)
+        longest = tf.maximum(tf.reduce_max(lengths), 1)
+        shape = tf.stack([-1, longest])
         return {
-            "token_ids": encoded.token_ids.to_tensor(padding),
-            "segment_ids": encoded.segment_ids.to_tensor(0),
-            "padding_mask": tf.sequence_mask(lengths, dtype=tf.int32),
+            "token_ids": encoded.token_ids.to_tensor(padding, shape=shape),
+            "segment_ids": encoded.segment_ids.to_tensor(0, shape=shape),
+            "padding_mask": tf.sequence_mask(lengths, longest, dtype=tf.int32),
         }
 
     def get_config(self) -> dict[str, Any]:
