@@ -56,11 +56,11 @@ class DataReport:
             self.empty += 1
             return
         labels = [] if row.label is None else row.label
-        labels = [str(label) for label in (labels if isinstance(labels, list) else [labels])]
+        labels = sorted({str(one) for one in (labels if isinstance(labels, list) else [labels])})
         self._texts.append(_hash(row.texts, 8))
-        self._row_labels.append(_hash(sorted(set(labels)), 4))
+        self._row_labels.append(_hash(labels, 4))
         self.unlabelled += row.label is not None and not labels
-        self._labels.update(set(labels))
+        self._labels.update(labels)
         if len(self._labels) >= self._fold_at:
             if _fractional(self._labels):
                 self._numbers = _fold(self._labels, self._numbers)
@@ -75,8 +75,7 @@ class DataReport:
             lengths: integers (B,), in tokens, with the special ones.
             sequence_length: the length that texts are truncated to, in tokens.
         """
-        values, counts = np.unique(np.asarray(lengths), return_counts=True)
-        self._lengths.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        self._lengths.update(np.asarray(lengths).tolist())
         self.truncated += int(np.sum(np.asarray(lengths) > sequence_length))
         self.sequence_length = sequence_length
 
@@ -111,16 +110,10 @@ class DataReport:
         if not self._lengths:
             return None
         values, counts = np.array(sorted(self._lengths.items())).T
-        ends = np.cumsum(counts)
-
-        def percentile(share: float) -> float:  # linear between the two nearest texts
-            position = share * (ends[-1] - 1)
-            low, high = np.searchsorted(ends, [math.floor(position), math.ceil(position)], "right")
-            return float(values[low] + (values[high] - values[low]) * (position % 1))
-
+        median, high = np.percentile(np.repeat(values, counts), [50, 95])
         return {
-            "median": percentile(0.5),
-            "percentile_95": percentile(0.95),
+            "median": float(median),
+            "percentile_95": float(high),
             "longest": int(values[-1]),
         }
 

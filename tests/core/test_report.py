@@ -205,10 +205,11 @@ def test_size_is_twelve_bytes_a_row() -> None:
     assert size == 12_000
 
 
-def test_hashes_are_the_same_in_every_process() -> None:
+def test_hashes_and_order_are_the_same_in_every_process() -> None:
     code = (
         "from bertkit.data.files import Row; from bertkit.data.report import DataReport; "
-        "r = DataReport(); r.add(Row(('a', 'é'), 'x', 'f', 1)); print(*r._texts, *r._row_labels)"
+        "r = DataReport(); r.add(Row(('a', 'é'), list('uvwxyz'), 'f', 1)); "
+        "print(*r._texts, *r._row_labels, *r.labels)"
     )
     runs = {
         subprocess.run(
