@@ -155,7 +155,9 @@ class BertEncoder(Encoder):
     def _pool(self, x: tf.Tensor, mask: tf.Tensor, first_only: bool) -> tf.Tensor:
         if self.pooling == "mean":
             weights = tf.cast(mask, x.dtype)[:, :, None]  # (B, T, 1)
-            return tf.reduce_sum(x * weights, axis=1) / tf.reduce_sum(weights, axis=1)
+            return tf.math.divide_no_nan(
+                tf.reduce_sum(x * weights, axis=1), tf.reduce_sum(weights, axis=1)
+            )
         first = x if first_only else x[:, 0]  # (B, H)
         if self.pooling == "cls":
             return first

@@ -28,7 +28,7 @@ from bertkit.merging import (
     read_overrides,
     resolve,
 )
-from bertkit.registry import Registry, encoders, heads, preprocessors
+from bertkit.registry import REGISTRIES, Registry, preprocessors
 
 _Text = Annotated[str, Field(min_length=1), "text"]
 _Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
@@ -125,11 +125,6 @@ class ExperimentConfig:
 
 
 SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "training": TrainingConfig}
-PLUGINS: dict[str, Registry[Any]] = {
-    "encoder": encoders,
-    "preprocessor": preprocessors,
-    "head": heads,
-}
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -209,7 +204,7 @@ def _config(
 
 def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
     """Return the fields of an ExperimentConfig; meaningless if a problem was noted."""
-    sections = [*SECTIONS, *PLUGINS]
+    sections = [*SECTIONS, *REGISTRIES]
     arguments = [
         dataclasses.replace(argument, annotation=Any) if argument.name in sections else argument
         for argument in arguments_of(ExperimentConfig)
@@ -227,9 +222,9 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)
         elif isinstance(section, dict):
-            fields[name] = _plugin(section, name, PLUGINS[name], problems)
+            fields[name] = _plugin(section, name, REGISTRIES[name], problems)
         elif section is not None:
-            example = f"{{plugin: {section}}}" if name in PLUGINS else "{key: value}"
+            example = f"{{plugin: {section}}}" if name in REGISTRIES else "{key: value}"
             problems.add((name,), f"expected a section, such as {name}: {example}", section)
     if "data" in fields and fields.get("preprocessor") is not None:
         _check_columns(fields["data"].text, fields["preprocessor"].plugin, problems)

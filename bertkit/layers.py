@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from bertkit.errors import InputError
+
 if TYPE_CHECKING:
     from bertkit.bert import BertEncoder
 
@@ -93,19 +95,26 @@ class Embeddings(keras.layers.Layer):
         self, token_ids: tf.Tensor, segment_ids: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
         """Embed int32 ids, (B, T) both, as one matrix, (B*T, H)."""
-        length = tf.shape(token_ids)[1]
-        tf.debugging.assert_less_equal(
-            length,
-            self.rows["position"],
-            f"A sequence is longer than the {self.rows['position']} positions of this encoder. "
-            "Shorten it: the preprocessor's sequence_length does so.",
-        )
+        length = self._checked_length(token_ids)
         x = tf.gather(self.token, token_ids) + tf.gather(self.segment, segment_ids)  # (B, T, H)
         x += tf.convert_to_tensor(self.position)[:length]
         x = self.norm(tf.reshape(x, (-1, x.shape[-1])))
         if training and self.dropout > 0:
             x = keras.random.dropout(x, self.dropout, seed=self.seed_generator)
         return x
+
+    def _checked_length(self, token_ids: tf.Tensor) -> tf.Tensor:
+        """Return T, once it is known that there are positions for so many tokens."""
+        positions = self.rows["position"]
+        message = (
+            f"A sequence is longer than the {positions} positions of this encoder. Shorten it: "
+            "the preprocessor's sequence_length does so."
+        )
+        if token_ids.shape[1] is not None and token_ids.shape[1] > positions:
+            raise InputError(message)
+        length = tf.shape(token_ids)[1]
+        tf.debugging.assert_less_equal(length, positions, message)
+        return length
 
 
 class TransformerLayer(keras.layers.Layer):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import inspect
+import operator
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -163,7 +165,7 @@ class Registry(Generic[Contract]):
                 yield self._info(entry)
 
     def _info(self, entry: importlib.metadata.EntryPoint) -> PluginInfo:
-        return PluginInfo(self.kind, entry.name, _distribution(entry), entry.value)
+        return PluginInfo(self.kind, entry.name, _distribution(entry), _declared_location(entry))
 
     def _entry_points(self) -> importlib.metadata.EntryPoints:
         return importlib.metadata.entry_points(group=self.group)
@@ -171,6 +173,17 @@ class Registry(Generic[Contract]):
 
 def _location(plugin: Callable[..., Any]) -> str:
     return f"{plugin.__module__}:{plugin.__qualname__}"
+
+
+def _declared_location(entry: importlib.metadata.EntryPoint) -> str:
+    """Return where an entry point's class is defined, or, while not imported, what it declares.
+
+    The two differ where a package re-exports a class of one of its modules.
+    """
+    try:
+        return _location(operator.attrgetter(entry.attr)(sys.modules[entry.module]))
+    except (AttributeError, KeyError):
+        return entry.value
 
 
 def _distribution(entry: importlib.metadata.EntryPoint) -> str:
@@ -188,3 +201,10 @@ def _clash(first: PluginInfo, second: PluginInfo) -> str:
 preprocessors: Registry[Preprocessor] = Registry("preprocessor", "bertkit.preprocessors")
 encoders: Registry[Encoder] = Registry("encoder", "bertkit.encoders")
 heads: Registry[Head] = Registry("head", "bertkit.heads")
+
+# By kind, in the order in which data pass through them.
+REGISTRIES: dict[str, Registry[Any]] = {
+    "preprocessor": preprocessors,
+    "encoder": encoders,
+    "head": heads,
+}

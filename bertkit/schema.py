@@ -9,9 +9,9 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from bertkit.arguments import Argument, arguments_of, type_adapter
-from bertkit.config import PLUGINS, SECTIONS, ExperimentConfig
+from bertkit.config import SECTIONS, ExperimentConfig
 from bertkit.errors import PluginError
-from bertkit.registry import Registry
+from bertkit.registry import REGISTRIES, Registry
 
 
 def json_schema() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def json_schema() -> dict[str, Any]:
         }
     # `training:` with nothing under it is null.
     schema["properties"]["training"]["type"] = ["object", "null"]
-    for name, registry in PLUGINS.items():
+    for name, registry in REGISTRIES.items():
         schema["properties"][name] = _plugins(registry, definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,0 +1,219 @@
+"""The folder of a trained model: written whole or not at all, verified when it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import bertkit
+from bertkit.classifier import BertClassifier
+from bertkit.errors import ArtifactError, PluginError
+from bertkit.registry import REGISTRIES
+
+FORMAT = 1
+MODEL = "model.keras"
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+
+
+def save(model: BertClassifier, folder: str | Path, config: str | None = None) -> None:
+    """Write a model's artifact into a new folder.
+
+    It holds the model as Keras saves it (weights, optimizer, vocabulary, labels), a manifest
+    with versions, plugins and hashes, and the config. Nothing in it is code.
+
+    Args:
+        model: a model whose labels are known.
+        folder: must not exist yet.
+        config: the YAML the model was trained from.
+
+    Raises:
+        ArtifactError: the folder exists, or cannot be written.
+    """
+    with staged(folder) as stage:
+        model.save(stage / MODEL)
+        parts = {
+            kind: registry.name_of(type(getattr(model, kind)))
+            for kind, registry in REGISTRIES.items()
+            if getattr(model, kind) is not None
+        }
+        manifest = {
+            "format": FORMAT,
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("bertkit", "keras", "tensorflow", "tensorflow-text")
+                if _installed(name)
+            },
+            "plugins": {
+                kind: {"name": name, "distribution": _distribution(kind, name)}
+                for kind, name in parts.items()
+            },
+            "sha256": {MODEL: _sha256(stage / MODEL)},
+        }
+        if config is not None:
+            (stage / CONFIG).write_text(config, encoding="utf-8")
+        (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path) -> BertClassifier:
+    """Load a trained model from a run folder or an artifact.
+
+    Args:
+        path: a run folder, or the `model` folder in it.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, or it needs what is not installed.
+    """
+    folder = find(path)
+    manifest = read_manifest(folder)
+    expected = manifest["sha256"][MODEL]
+    found = _sha256(folder / MODEL)
+    if found != expected:
+        raise ArtifactError(
+            f"{folder / MODEL} is damaged: its SHA-256 is {found[:12]}…, the manifest says "
+            f"{expected[:12]}…. Copy the folder again, or train anew."
+        )
+    _check_plugins(folder, manifest["plugins"])
+    try:
+        model = keras.models.load_model(folder / MODEL, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{folder / MODEL} cannot be loaded here ({str(error).splitlines()[0]}). It was saved "
+            f"with {_listed(manifest['versions'])}: install these."
+        ) from error
+    if not isinstance(model, BertClassifier):
+        raise ArtifactError(f"{folder / MODEL} holds a {type(model).__name__}, no BertClassifier.")
+    return model
+
+
+def find(path: str | Path) -> Path:
+    """Return the artifact's folder, given it or its run folder.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / MANIFEST).is_file() and (folder / MODEL).is_file():
+            return folder
+    there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else None
+    about = "does not exist" if there is None else f"holds {', '.join(there[:8]) or 'nothing'}"
+    raise ArtifactError(
+        f"{path} is no run folder: it {about}. Give a folder that `bertkit train` has finished, "
+        f"with model/{MODEL} and model/{MANIFEST} in it."
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact.
+
+    Raises:
+        ArtifactError: it is damaged, or of a later format.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] > FORMAT:
+            raise ArtifactError(
+                f"{folder} was written in format {manifest['format']} by bertkit "
+                f"{manifest['versions']['bertkit']}; this is bertkit {bertkit.__version__}, which "
+                f"reads up to format {FORMAT}. Update bertkit."
+            )
+        str(manifest["sha256"][MODEL]), dict(manifest["plugins"]), dict(manifest["versions"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}). Copy the folder "
+            "again, or train anew."
+        ) from error
+    return dict(manifest)
+
+
+@contextlib.contextmanager
+def staged(folder: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` when the block ends without an error.
+
+    Args:
+        folder: where it is to stand.
+        replace: whether a folder there is replaced; it stays as it is until then.
+
+    Raises:
+        ArtifactError: `folder` exists and is not to be replaced, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not replace:
+        raise ArtifactError(f"{folder} exists already. Choose another folder, or remove it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} cannot be written ({error.strerror}). Choose another folder."
+        ) from error
+    try:
+        yield stage
+        stage.chmod(0o777 & ~_umask())
+        _move(stage, folder, replace)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def _move(stage: Path, folder: Path, replace: bool) -> None:
+    """Put the finished stage in place; an old folder stands aside first, and goes last."""
+    old = stage.with_name(f"{stage.name}.old")
+    if replace and folder.exists():
+        folder.rename(old)
+    try:
+        stage.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_plugins(folder: Path, plugins: dict[str, Any]) -> None:
+    for kind, plugin in plugins.items():
+        try:
+            REGISTRIES[kind].get(plugin["name"])
+        except PluginError as error:
+            raise ArtifactError(
+                f"{folder} needs the {kind} {plugin['name']!r} of {plugin['distribution']}. "
+                f"Install that, or import the module that registers it first. {error}"
+            ) from error
+
+
+def _distribution(kind: str, name: str) -> str:
+    return next(info.distribution for info in REGISTRIES[kind].infos() if info.name == name)
+
+
+def _installed(name: str) -> bool:
+    return bool(list(importlib.metadata.distributions(name=name)))
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

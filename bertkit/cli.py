@@ -1,0 +1,216 @@
+"""The command line: a thin layer over `bertkit.experiment`; TensorFlow is loaded only on need."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Optional
+
+import typer
+
+from bertkit.errors import BertkitError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune BERT as a text classifier in Keras 3.",
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def train(
+    config: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="YAML files, later ones over "
+                       "earlier ones, then single keys such as training.epochs=1."),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate, show what would be built, touch nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run of that name, once this one is done.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Train and evaluate a model, and write its run folder."""
+    from bertkit.console import print_metrics, quiet_start
+
+    with quiet_start():
+        from bertkit import experiment
+        from bertkit.config import load_config, to_yaml
+        from bertkit.data.report import render
+    overrides = [word for word in config if "=" in word and not Path(word).is_file()]
+    experiment_config = load_config([word for word in config if word not in overrides], overrides)
+    if dry_run:
+        print(to_yaml(experiment_config), end="")
+        _print_parts(experiment_config)
+        experiment.check_inputs(experiment_config, overwrite)
+        return
+    from rich import print as rich_print
+
+    result = experiment.run(
+        experiment_config,
+        overwrite=overwrite,
+        on_data=lambda reports: rich_print(render(reports)),
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    if result.metrics:
+        print_metrics(result.metrics)
+    print(f"Wrote {result.folder}. Use it: bertkit predict {result.folder}")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option(help="Files or globs with the columns of the training data; without, the "
+                     "rows that the run was evaluated on."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure a finished run again, or on other rows."""
+    from bertkit.console import print_metrics, quiet_start
+
+    with quiet_start():
+        from bertkit import experiment
+    metrics = experiment.evaluate_run(run, data or ())
+    if as_json:
+        print(json.dumps(metrics, indent=2))
+    else:
+        print_metrics(metrics)
+
+
+@app.command()
+def predict(
+    run: Run,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="[INPUT]", help="A file or glob; - is standard input."),
+    ] = "-",
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option("--output", "-o", help="Write here, whole or not at all."),
+    ] = None,
+    format: Annotated[
+        Optional[Literal["text", "csv", "tsv", "jsonl", "parquet"]],  # noqa: UP045
+        typer.Option(help="The suffix tells; standard input is text, one a line, unless said."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows predicted at once.")] = 64,
+) -> None:
+    """Predict a JSON line for each row, as the rows come."""
+    from bertkit.console import quiet_start
+
+    with quiet_start():
+        from bertkit import experiment
+    if source == "-" and format is None:
+        format = "text"
+    rows = experiment.predict_rows(run, source, format, batch_size)
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    if output is None:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        experiment.write_lines(output, lines)
+
+
+@app.command()
+def plugins(as_json: AsJson = False) -> None:
+    """List what is installed: kind, name, distribution, purpose and arguments."""
+    from bertkit.console import print_table, quiet_start
+
+    with quiet_start():
+        from bertkit.catalogue import catalogue
+
+        rows = catalogue()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(
+        ["kind", "name", "distribution", "purpose", "arguments"],
+        [
+            [row["kind"], row["name"], row["distribution"], row["error"] or row["summary"],
+             ", ".join(argument["name"] for argument in row["arguments"])]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors that complete YAML."""
+    from bertkit.console import quiet_start
+
+    with quiet_start():
+        from bertkit.schema import json_schema
+
+        content = json_schema()
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check the installation, and print the exact fix for what is wrong."""
+    from bertkit.console import print_table
+    from bertkit.doctor import diagnose
+
+    checks = diagnose()
+    if as_json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        print_table(
+            ["check", "found", "fix"],
+            [[check.name, ("ok: " if check.ok else "WRONG: ") + check.found, check.fix]
+             for check in checks],
+        )  # fmt: skip
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from bertkit import __version__
+
+    print(__version__)
+
+
+def _print_parts(config: Any) -> None:
+    from bertkit.console import print_table
+    from bertkit.registry import REGISTRIES
+
+    rows = []
+    for kind, registry in REGISTRIES.items():
+        plugin = getattr(config, kind)
+        info = next(info for info in registry.infos() if info.name == plugin.plugin)
+        arguments = ", ".join(f"{name}={value!r}" for name, value in plugin.arguments.items())
+        rows.append([kind, info.name, info.distribution, info.location, arguments])
+    print_table(["part", "plugin", "distribution", "from", "arguments"], rows)
+
+
+def main() -> None:
+    """Run the command line; an error that names its fix is printed alone, and the exit code is 2."""
+    try:
+        app()
+    except BertkitError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. Check the path, its permissions and the disk.")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(2)

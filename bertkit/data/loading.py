@@ -1,0 +1,119 @@
+"""From files to tokenized rows with their labels, in one pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bertkit.data.examples import Examples
+from bertkit.data.files import Columns, Row, read_rows
+from bertkit.data.report import DataReport
+from bertkit.errors import DataError, InputError
+from bertkit.preprocessor import Preprocessor
+
+_CHUNK = 2048  # rows tokenized at once
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one purpose: training, validation or test.
+
+    Attributes:
+        examples: the tokenized texts.
+        labels: the raw labels, one a row.
+        places: where the rows came from.
+        report: what was read.
+    """
+
+    examples: Examples
+    labels: list[Any]
+    places: Places
+    report: DataReport
+
+    def take(self, rows: np.ndarray) -> Split:
+        """Return some rows, by index, with the report of all."""
+        labels = [self.labels[row] for row in rows]
+        return Split(self.examples.take(rows), labels, self.places.take(rows), self.report)
+
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """Name file and line in an error that names a row.
+
+        Raises:
+            DataError: in place of such an `InputError`.
+        """
+        try:
+            yield
+        except InputError as error:
+            if error.row is None:
+                raise
+            raise DataError(f"{self.places.name(error.row)}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The file and line of each row, in 12 bytes a row."""
+
+    files: Sequence[str]
+    file_of: np.ndarray  # int32, (N,)
+    line_of: np.ndarray  # int64, (N,)
+
+    def take(self, rows: np.ndarray) -> Places:
+        return Places(self.files, self.file_of[rows], self.line_of[rows])
+
+    def name(self, row: int) -> str:
+        """Return "file, line n" of a row."""
+        return f"{self.files[self.file_of[row]]}, line {self.line_of[row]}"
+
+
+def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Preprocessor) -> Split:
+    """Read, check and tokenize all rows of some files; rows with an empty text are left out.
+
+    Memory holds the labels and some 40 bytes a row; token ids go to a temporary file.
+
+    Raises:
+        DataError: as `read_rows` does, or no row has a text.
+    """
+    report = DataReport()
+    labels: list[Any] = []
+    files: dict[str, int] = {}
+    file_of: list[int] = []
+    line_of: list[int] = []
+
+    def kept() -> Iterator[Row]:
+        for row in read_rows(paths, columns):
+            report.add(row)
+            if not row.empty:
+                labels.append(row.label)
+                file_of.append(files.setdefault(row.file, len(files)))
+                line_of.append(row.line)
+                yield row
+
+    examples = Examples.from_chunks(text_chunks(kept(), len(columns.text)), preprocessor)
+    if not labels:
+        raise DataError(f"No row of {', '.join(files) or paths} has a text. Check the columns.")
+    report.add_lengths(examples.full_lengths, preprocessor.sequence_length)
+    places = Places(list(files), np.array(file_of, "int32"), np.array(line_of, "int64"))
+    return Split(examples, labels, places, report)
+
+
+def text_chunks(rows: Iterator[Row], columns: int, size: int = _CHUNK) -> Iterator[np.ndarray]:
+    """Yield the texts of `size` rows at a time: (n,) or (n, 2) of `str`."""
+    chunk: list[tuple[str, ...]] = []
+    for row in rows:
+        chunk.append(row.texts)
+        if len(chunk) == size:
+            yield _array(chunk, columns)
+            chunk = []
+    if chunk:
+        yield _array(chunk, columns)
+
+
+def _array(chunk: list[tuple[str, ...]], columns: int) -> np.ndarray:
+    array = np.empty((len(chunk), columns), dtype=object)
+    array[:] = chunk
+    return array if columns > 1 else array[:, 0]

@@ -1,0 +1,331 @@
+"""From a config to a trained model in a run folder; the only place that reads a config."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import keras
+import numpy as np
+
+from bertkit import artifact
+from bertkit.classifier import BertClassifier
+from bertkit.config import (
+    DataConfig,
+    ExperimentConfig,
+    TrainingConfig,
+    config_from_mapping,
+    load_config,
+    to_yaml,
+)
+from bertkit.data.files import Columns, read_rows
+from bertkit.data.loading import Split, load_split, text_chunks
+from bertkit.data.report import DataReport
+from bertkit.errors import ArtifactError, DataError
+from bertkit.registry import REGISTRIES
+from bertkit.training.optimizer import AdamW
+from bertkit.training.schedule import WarmupSchedule
+
+if TYPE_CHECKING:
+    from bertkit.preprocessor import Preprocessor
+
+Metrics = dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Attributes:
+        model: the trained model.
+        metrics: measures of the "validation" and "test" rows, as far as there are any.
+        folder: the run folder.
+    """
+
+    model: BertClassifier
+    metrics: Metrics
+    folder: Path
+
+
+def build(config: ExperimentConfig | Mapping[str, Any]) -> BertClassifier:
+    """Return the untrained model that a config describes.
+
+    Raises:
+        ConfigError: the config is wrong.
+        BertkitError: a part cannot be made.
+    """
+    config = _valid(config)
+    with _precision(config.training.precision):
+        parts = {
+            kind: registry.create(plugin.plugin, **plugin.arguments)
+            for kind, registry in REGISTRIES.items()
+            for plugin in [getattr(config, kind)]
+        }
+        return BertClassifier(**parts)
+
+
+def run(
+    config: ExperimentConfig | Mapping[str, Any],
+    overwrite: bool = False,
+    on_data: Callable[[Mapping[str, DataReport]], None] = lambda reports: None,
+    verbose: int | str = "auto",
+) -> Result:
+    """Train and evaluate a model, and write its run folder.
+
+    The folder appears when the run has succeeded, and not before: `config.yaml`, `model/`,
+    `metrics.json`, `data.json`, `history.csv` and `logs/` for TensorBoard.
+
+    Args:
+        config: an experiment, or a mapping of the form of its YAML.
+        overwrite: whether a run folder of that name is replaced, once the new run has succeeded.
+        on_data: called with what was read, before training begins.
+        verbose: as in `keras.Model.fit`.
+
+    Raises:
+        ConfigError: the config is wrong.
+        DataError: a file or a row cannot be used.
+        ArtifactError: the run folder exists already.
+        BertkitError: a part cannot be made.
+    """
+    config = _valid(config)
+    folder = Path(config.output_dir)
+    _check_free(folder, overwrite)
+    keras.utils.set_random_seed(config.seed)
+    model = build(config)
+    splits = read_data(config, model)
+    on_data({name: split.report for name, split in splits.items()})
+    with artifact.staged(folder, replace=overwrite) as stage:
+        (stage / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        train(model, splits, config.training, stage, verbose)
+        metrics = {
+            name: evaluate(model, split) for name, split in splits.items() if name != "train"
+        }
+        write_json(stage / "metrics.json", metrics)
+        write_json(stage / "data.json", {name: s.report.as_dict() for name, s in splits.items()})
+        artifact.save(model, stage / "model", to_yaml(config))
+    return Result(model, metrics, folder)
+
+
+def read_data(config: ExperimentConfig, model: BertClassifier) -> dict[str, Split]:
+    """Read and tokenize "train", "validation" and "test", as far as the config names them.
+
+    A fraction is held out of the training rows, at random from the seed.
+    """
+    data = config.data
+    columns = columns_of(data)
+    preprocessor = cast("Preprocessor", model.preprocessor)  # every config names one
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits = {
+        name: load_split(paths, columns, preprocessor)
+        for name, paths in given.items()
+        if paths is not None and not isinstance(paths, float)
+    }
+    rows = np.random.default_rng(config.seed).permutation(len(splits["train"].labels))
+    for name, fraction in given.items():
+        if isinstance(fraction, float):
+            count = round(fraction * len(splits["train"].labels))
+            if not 0 < count < len(rows):
+                raise DataError(
+                    f"data.{name} holds out {fraction:g} of {len(splits['train'].labels)} rows, "
+                    "which leaves none on one side. Choose another fraction, or name files."
+                )
+            splits[name], rows = splits["train"].take(np.sort(rows[:count])), rows[count:]
+    splits["train"] = splits["train"].take(np.sort(rows))
+    return {name: splits[name] for name in given if name in splits}
+
+
+def columns_of(data: DataConfig, labelled: bool = True) -> Columns:
+    """Return the columns that an experiment reads."""
+    text = (data.text,) if isinstance(data.text, str) else tuple(data.text)
+    if not labelled:
+        return Columns(text)
+    return Columns(text, data.label, data.label_separator)
+
+
+def train(
+    model: BertClassifier,
+    splits: Mapping[str, Split],
+    training: TrainingConfig,
+    folder: Path,
+    verbose: int | str,
+) -> None:
+    """Fit a model, with history and TensorBoard logs in a folder."""
+    rows = splits["train"]
+    if not model.head.adapted:
+        with rows.located():
+            model.head.adapt(rows.labels)
+    model.build()
+    targets = {name: _targets(model, split) for name, split in splits.items()}
+    steps = training.epochs * -(-len(targets["train"]) // training.batch_size)
+    schedule = WarmupSchedule(
+        training.learning_rate, steps, round(training.warmup * steps), training.schedule
+    )
+    model.compile(
+        optimizer=AdamW(schedule, weight_decay=training.weight_decay),
+        loss=model.head.make_loss(),
+        metrics=model.head.make_metrics(),
+    )
+    validation = splits.get("validation")
+    model.fit(
+        rows.examples,
+        rows.labels,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        validation_data=validation and (validation.examples, validation.labels),
+        callbacks=[
+            keras.callbacks.CSVLogger(str(folder / "history.csv")),
+            keras.callbacks.TensorBoard(str(folder / "logs"), write_graph=False),
+        ],
+        verbose=verbose,
+    )
+
+
+def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:
+    """Return the head's measures of some rows, and their loss."""
+    targets = _targets(model, split)
+    outputs = model.predict(split.examples, batch_size=64, verbose=0)
+    loss = float(model.head.make_loss()(targets, outputs))
+    return {**model.head.report(targets, outputs), "loss": loss}
+
+
+def evaluate_run(path: str | Path, data: Sequence[str] = ()) -> Metrics:
+    """Return the measures of a finished run on other files, or on its own test rows again.
+
+    Args:
+        path: a run folder or an artifact.
+        data: files with the columns of the training data; without any, the rows the run was
+            evaluated on.
+
+    Raises:
+        ArtifactError: there is no finished run.
+        DataError: a file or a row cannot be used.
+    """
+    model = artifact.load(path)
+    config = saved_config(path)
+    if data:
+        preprocessor = cast("Preprocessor", model.preprocessor)
+        return {"data": evaluate(model, load_split(data, columns_of(config.data), preprocessor))}
+    splits = read_data(config, model)
+    return {name: evaluate(model, split) for name, split in splits.items() if name != "train"}
+
+
+def predict_rows(
+    path: str | Path, source: str, format: str | None = None, batch_size: int = 64
+) -> Iterator[dict[str, Any]]:
+    """Yield a prediction for each row, as the rows come: the texts, and what the head decodes.
+
+    Args:
+        path: a run folder or an artifact.
+        source: a file, a glob, or "-" for standard input.
+        format: "text" (a text a line; two, separated by a tab, for pairs), "csv", "tsv",
+            "jsonl" or "parquet"; the suffix tells if `None`.
+        batch_size: rows predicted at once, and waited for.
+
+    Raises:
+        ArtifactError: there is no finished run.
+        DataError: a file or a row cannot be used.
+    """
+    model = artifact.load(path)
+    columns = columns_of(saved_config(path).data, labelled=False)
+    rows = read_rows(source, columns, format)
+    while chunk := list(itertools.islice(rows, batch_size)):
+        for row in chunk:
+            if row.empty:
+                raise DataError(
+                    f"{row.file}, line {row.line}: the text is empty. Remove the row, or put a "
+                    "placeholder in it."
+                )
+        (texts,) = text_chunks(iter(chunk), len(columns.text), size=batch_size)
+        for row, prediction in zip(chunk, model.classify(texts, batch_size), strict=True):
+            text = row.texts[0] if len(row.texts) == 1 else list(row.texts)
+            yield {"text": text, **prediction}
+
+
+def saved_config(path: str | Path) -> ExperimentConfig:
+    """Return the config that a run was trained from.
+
+    Raises:
+        ArtifactError: the artifact was not written by a run.
+    """
+    file = artifact.find(path) / artifact.CONFIG
+    if not file.is_file():
+        raise ArtifactError(
+            f"{file.parent} was saved without a config, so its columns are not known. Use "
+            "bertkit.load and `model.classify` from Python."
+        )
+    return load_config([file])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines into a file that appears when the last is written, and not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with stage.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        stage.replace(path)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def check_inputs(config: ExperimentConfig, overwrite: bool) -> None:
+    """Check what can be checked without reading a file to its end or building a model.
+
+    Raises:
+        DataError: a file is missing, or its first row cannot be used.
+        ArtifactError: the run folder exists already.
+    """
+    _check_free(Path(config.output_dir), overwrite)
+    for paths in (config.data.train, config.data.validation, config.data.test):
+        if paths is not None and not isinstance(paths, float):
+            next(read_rows(paths, columns_of(config.data)))
+
+
+def _targets(model: BertClassifier, split: Split) -> np.ndarray:
+    with split.located():
+        return model.head.encode_labels(split.labels)
+
+
+def _valid(config: ExperimentConfig | Mapping[str, Any]) -> ExperimentConfig:
+    if isinstance(config, ExperimentConfig):
+        return replace(config)
+    return config_from_mapping(config)
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse before hours of training what would fail after them."""
+    if folder.exists() and not overwrite:
+        raise ArtifactError(
+            f"{folder} exists already, and no run is overwritten unasked. Give another name or "
+            "output_dir, or pass --overwrite (overwrite=True)."
+        )
+    if folder.exists() and not (folder.is_dir() and _is_run(folder)):
+        raise ArtifactError(
+            f"{folder} exists and is no run folder, so it is not overwritten. Give another "
+            "name or output_dir."
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or not any(folder.iterdir())
+
+
+@contextlib.contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
