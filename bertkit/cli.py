@@ -123,7 +123,7 @@ def predict(
 @app.command()
 def plugins(as_json: AsJson = False) -> None:
     """List what is installed: kind, name, distribution, purpose and arguments."""
-    from bertkit.console import print_table, quiet_start
+    from bertkit.console import quiet_start
 
     with quiet_start():
         from bertkit.catalogue import catalogue
@@ -132,14 +132,12 @@ def plugins(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print_table(
-        ["kind", "name", "distribution", "purpose", "arguments"],
-        [
-            [row["kind"], row["name"], row["distribution"], row["error"] or row["summary"],
-             ", ".join(argument["name"] for argument in row["arguments"])]
-            for row in rows
-        ],
-    )  # fmt: skip
+    for row in rows:
+        print(f"{row['kind']} {row['name']} ({row['distribution']})")
+        print(f"    {row['error'] or row['summary']}")
+        for argument in row["arguments"]:
+            default = f" = {argument['default']!r}" if "default" in argument else ", required"
+            print(f"    - {argument['name']}: {argument['type']}{default}")
 
 
 @app.command()
@@ -182,20 +180,18 @@ def version() -> None:
 
 
 def _print_parts(config: Any) -> None:
-    from bertkit.console import print_table
     from bertkit.registry import REGISTRIES
 
-    rows = []
+    print("\nParts:")
     for kind, registry in REGISTRIES.items():
         plugin = getattr(config, kind)
         info = next(info for info in registry.infos() if info.name == plugin.plugin)
         arguments = ", ".join(f"{name}={value!r}" for name, value in plugin.arguments.items())
-        rows.append([kind, info.name, info.distribution, info.location, arguments])
-    print_table(["part", "plugin", "distribution", "from", "arguments"], rows)
+        print(f"  {kind}: {info.name}({arguments}), {info.location} of {info.distribution}")
 
 
 def main() -> None:
-    """Run the command line; an error that names its fix is printed alone, and the exit code is 2."""
+    """Run the command line; an error that names its fix is printed alone, with exit code 2."""
     try:
         app()
     except BertkitError as error:

@@ -126,18 +126,28 @@ def read_data(config: ExperimentConfig, model: BertClassifier) -> dict[str, Spli
         for name, paths in given.items()
         if paths is not None and not isinstance(paths, float)
     }
-    rows = np.random.default_rng(config.seed).permutation(len(splits["train"].labels))
-    for name, fraction in given.items():
-        if isinstance(fraction, float):
-            count = round(fraction * len(splits["train"].labels))
-            if not 0 < count < len(rows):
-                raise DataError(
-                    f"data.{name} holds out {fraction:g} of {len(splits['train'].labels)} rows, "
-                    "which leaves none on one side. Choose another fraction, or name files."
-                )
-            splits[name], rows = splits["train"].take(np.sort(rows[:count])), rows[count:]
-    splits["train"] = splits["train"].take(np.sort(rows))
+    fractions = {name: part for name, part in given.items() if isinstance(part, float)}
+    if fractions:
+        splits |= _held_out(splits["train"], fractions, config.seed)
     return {name: splits[name] for name in given if name in splits}
+
+
+def _held_out(split: Split, fractions: Mapping[str, float], seed: int) -> dict[str, Split]:
+    """Cut fractions of the training rows off, at random; what is left is "train"."""
+    count = len(split.labels)
+    rows = np.random.default_rng(seed).permutation(count)
+    parts = {}
+    for name, fraction in fractions.items():
+        size = round(fraction * count)
+        if not 0 < size < len(rows):
+            raise DataError(
+                f"data.{name} holds out {fraction:g} of {count} rows, which leaves none on one "
+                "side. Choose another fraction, or name files."
+            )
+        parts[name], rows = split.take(np.sort(rows[:size])), rows[size:]
+    parts["train"] = split.take(np.sort(rows))
+    parts["train"].report.add_empty(split.report.empty)
+    return parts
 
 
 def columns_of(data: DataConfig, labelled: bool = True) -> Columns:

@@ -35,9 +35,12 @@ class Split:
     report: DataReport
 
     def take(self, rows: np.ndarray) -> Split:
-        """Return some rows, by index, with the report of all."""
+        """Return some rows, by index, with a report of their own."""
         labels = [self.labels[row] for row in rows]
-        return Split(self.examples.take(rows), labels, self.places.take(rows), self.report)
+        examples = self.examples.take(rows)
+        report = self.report.take(rows, labels)
+        report.add_lengths(examples.full_lengths, self.report.sequence_length or 0)
+        return Split(examples, labels, self.places.take(rows), report)
 
     @contextlib.contextmanager
     def located(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,15 +51,36 @@ class DataReport:
 
     def add(self, row: Row) -> None:
         """Count a row."""
-        self.rows += 1
         if row.empty:
-            self.empty += 1
-            return
-        labels = [] if row.label is None else row.label
+            self.add_empty(1)
+        else:
+            self._add(_hash(row.texts, 8), row.label)
+
+    def add_empty(self, count: int) -> None:
+        """Count rows that lack a text."""
+        self.rows += count
+        self.empty += count
+
+    def take(self, rows: np.ndarray, labels: Sequence[Any]) -> DataReport:
+        """Return a report of some of the rows that have texts, without their lengths.
+
+        Args:
+            rows: their indices among the rows with texts, (N,).
+            labels: their labels, N of them.
+        """
+        report = DataReport()
+        for row, label in zip(rows.tolist(), labels, strict=True):
+            report._add(self._texts[row], label)
+        return report
+
+    def _add(self, texts: int, label: Any) -> None:
+        """Count a row by the hash of its texts and its label or labels."""
+        self.rows += 1
+        labels = [] if label is None else label
         labels = sorted({str(one) for one in (labels if isinstance(labels, list) else [labels])})
-        self._texts.append(_hash(row.texts, 8))
+        self._texts.append(texts)
         self._row_labels.append(_hash(labels, 4))
-        self.unlabelled += row.label is not None and not labels
+        self.unlabelled += label is not None and not labels
         self._labels.update(labels)
         if len(self._labels) >= self._fold_at:
             if _fractional(self._labels):
