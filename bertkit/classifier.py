@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -12,14 +14,13 @@ import tensorflow as tf
 
 from bertkit.data.batches import Order, make_dataset, plan
 from bertkit.encoder import Encoder
-from bertkit.errors import BertkitError
-from bertkit.feeding import STREAMS, EpochCounter, Feed, split
+from bertkit.errors import BertkitError, InputError
+from bertkit.feeding import STREAMS, EpochCounter, Feed, batch_size_of, unpacked
 from bertkit.head import Head
 from bertkit.inputs import is_text
 from bertkit.preprocessor import Preprocessor
-from bertkit.registry import Registry, encoders, heads, preprocessors
+from bertkit.registry import REGISTRIES, heads, preprocessors
 
-DEFAULT_BATCH_SIZE = 32
 DEFAULT_LEARNING_RATE = 5e-5
 
 
@@ -69,7 +70,16 @@ class BertClassifier(keras.Model):
             self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        """Make the head's weights; called once its labels are known."""
+        """Make the head's weights; called once its labels are known.
+
+        Raises:
+            InputError: they are not known yet.
+        """
+        if not self.head.adapted:
+            raise InputError(
+                f"{type(self.head).__name__} does not know its labels yet. Give them to its "
+                "constructor, call `model.head.adapt(labels)`, or call `fit` with the labels first."
+            )
         hidden = self.encoder.hidden_size
         if not self.head.built:
             self.head.build({"pooled": (None, hidden), "sequence": (None, None, hidden)})
@@ -134,31 +144,30 @@ class BertClassifier(keras.Model):
                 which row and what to do.
         """
         feed = self._feed(class_weight)
-        size = batch_size or DEFAULT_BATCH_SIZE
+        size = batch_size_of(batch_size)
         if validation_split and validation_data is None:
-            (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
-        self._learn_labels(feed, x, y)
+            parts = feed.split(x, y, sample_weight, validation_split)
+            (x, y, sample_weight), validation_data = parts
         counter, passes = EpochCounter(), itertools.count()
-        training = feed.data(
-            x,
-            y,
-            sample_weight,
-            batch_size=size,
-            order="shuffled" if shuffle else "given",
-            # With steps_per_epoch one pass over the data is no epoch: count the passes.
-            epoch=lambda: next(passes) if steps_per_epoch else counter.epoch,
-        )
-        if validation_data is not None:
-            validation = self._feed(errors=feed.errors).data(
-                *keras.utils.unpack_x_y_sample_weight(validation_data)
-                if isinstance(validation_data, (list, tuple))
-                else (validation_data,),
-                batch_size=validation_batch_size or size,
-                order="sorted",
+        with self._learning(feed, x, y):
+            training = feed.data(
+                x,
+                y,
+                sample_weight,
+                batch_size=size,
+                order="shuffled" if shuffle else "given",
+                # With steps_per_epoch one pass over the data is no epoch: count the passes.
+                epoch=lambda: next(passes) if steps_per_epoch else counter.epoch,
             )
-            names = ("x", "y", "sample_weight")
-            columns = tuple(validation[name] for name in names if name in validation)
-            validation_data = columns if len(columns) > 1 else columns[0]
+            if validation_data is not None:
+                validation = self._feed(errors=feed.errors).data(
+                    *unpacked(validation_data),
+                    batch_size=batch_size_of(validation_batch_size, default=size),
+                    order="given" if validation_steps else "sorted",
+                )
+                names = ("x", "y", "sample_weight")
+                columns = tuple(validation[name] for name in names if name in validation)
+                validation_data = columns if len(columns) > 1 else columns[0]
         with feed.surfaced():
             return super().fit(
                 **training,
@@ -191,10 +200,12 @@ class BertClassifier(keras.Model):
                    "return_dict": return_dict, **kwargs}  # fmt: skip
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates: its data are converted
             return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **options)
-        self._compile_from_head()
+        self.build()
         feed = self._feed()
-        size = batch_size or DEFAULT_BATCH_SIZE
-        data = feed.data(x, y, sample_weight, batch_size=size, order="sorted")
+        size = batch_size_of(batch_size)
+        order: Order = "given" if steps else "sorted"
+        data = feed.data(x, y, sample_weight, batch_size=size, order=order)
+        self._compile_from_head()
         with feed.surfaced():
             return super().evaluate(**data, **options)
 
@@ -207,9 +218,9 @@ class BertClassifier(keras.Model):
         callbacks: Any = None,
     ) -> np.ndarray:
         """Return logits, float32 (N, outputs), in the order of the rows, from raw text too."""
-        self.head.num_outputs  # noqa: B018 - raises while the labels are unknown
+        self.build()
         feed = self._feed()
-        size = batch_size or DEFAULT_BATCH_SIZE
+        size = batch_size_of(batch_size)
         options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
         with feed.surfaced():
             if isinstance(x, STREAMS) or not is_text(x):
@@ -245,15 +256,17 @@ class BertClassifier(keras.Model):
     ) -> Any:
         """Take one step on one batch, as `keras.Model.train_on_batch`."""
         feed = self._feed(class_weight)
-        self._learn_labels(feed, x, y)
-        return super().train_on_batch(*feed.batch(x, y, sample_weight), return_dict=return_dict)
+        with self._learning(feed, x, y):
+            batch = feed.batch(x, y, sample_weight)
+        return super().train_on_batch(*batch, return_dict=return_dict)
 
     def test_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
     ) -> Any:
         """Measure one batch, as `keras.Model.test_on_batch`."""
-        self._compile_from_head()
+        self.build()
         batch = self._feed().batch(x, y, sample_weight)
+        self._compile_from_head()
         return super().test_on_batch(*batch, return_dict=return_dict)
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
@@ -265,21 +278,39 @@ class BertClassifier(keras.Model):
         class_weight: Mapping[Any, float] | None = None,
         errors: list[BertkitError] | None = None,
     ) -> Feed:
-        # XLA compiles anew for every length, so it gets few of them.
-        multiple = 32 if self.jit_compile else 1
+        # XLA compiles anew for every length, so it gets few of them, none beyond the positions.
+        multiple = math.gcd(32, self.encoder.max_sequence_length) if self.jit_compile else 1
         return Feed(
-            self.preprocessor, self.head, class_weight, multiple, [] if errors is None else errors
+            encoder=self.encoder,
+            preprocessor=self.preprocessor,
+            head=self.head,
+            class_weight=class_weight,
+            multiple=multiple,
+            errors=[] if errors is None else errors,
         )
 
-    def _learn_labels(self, feed: Feed, x: Any, y: Any) -> None:
-        """Make the head and the compilation ready for the labels."""
-        if not self.head.adapted:
-            if isinstance(x, STREAMS):
-                feed.learn_labels(x)
-            else:
-                self.head.adapt(y)
-        self.build()
-        self._compile_from_head()
+    @contextlib.contextmanager
+    def _learning(self, feed: Feed, x: Any, y: Any) -> Iterator[None]:
+        """Let the head learn its labels for a block that converts the data.
+
+        If the data turn out unusable the head forgets them again; if not, the model is made
+        ready for training.
+        """
+        before = self.head.__dict__.copy()
+        try:
+            if not self.head.adapted:
+                if isinstance(x, STREAMS):
+                    feed.learn_labels(x)
+                else:
+                    self.head.adapt(y)
+            yield
+        except BertkitError:
+            self.head.__dict__.clear()
+            self.head.__dict__.update(before)
+            raise
+        with self.distribute_strategy.scope():
+            self.build()
+            self._compile_from_head()
 
     def _compile_from_head(self) -> None:
         """Give `compile` what it was not given: the head's loss and metrics, AdamW."""
@@ -294,31 +325,26 @@ class BertClassifier(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return the parts, each by its registered name and its own config."""
-        parts = {
-            "encoder": _described(encoders, self.encoder),
-            "head": _described(heads, self.head),
-            "preprocessor": self.preprocessor and _described(preprocessors, self.preprocessor),
-        }
+        parts: dict[str, Any] = {}
+        for kind, registry in REGISTRIES.items():
+            part = getattr(self, kind)
+            parts[kind] = part and {
+                "plugin": registry.name_of(type(part)),
+                "config": part.get_config(),
+            }
         return {"name": self.name, "dtype": self.dtype_policy.name, **parts}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> BertClassifier:
         """Make a model from what `get_config` returned; the weights come after."""
-        kinds: dict[str, Registry[Any]] = {
-            "encoder": encoders, "head": heads, "preprocessor": preprocessors,
-        }  # fmt: skip
         parts = {
             kind: config[kind] and registry.create(config[kind]["plugin"], **config[kind]["config"])
-            for kind, registry in kinds.items()
+            for kind, registry in REGISTRIES.items()
         }
         return cls(**{**config, **parts})
 
     def get_build_config(self) -> None:
         """Return nothing: the constructor builds the model as soon as the labels are known."""
-
-
-def _described(registry: Registry[Any], part: Any) -> dict[str, Any]:
-    return {"plugin": registry.name_of(type(part)), "config": part.get_config()}
 
 
 def _with(callbacks: Any, counter: keras.callbacks.Callback) -> Any:

@@ -8,6 +8,9 @@ Every class also inherits the built-in exception that a caller would expect, so 
 class BertkitError(Exception):
     """Base of all errors that name their own fix."""
 
+    # Keras wraps a page about a call's arguments around any error without this mark.
+    _keras_call_info_injected = True
+
 
 class PluginError(BertkitError, LookupError):
     """A plugin is unknown, broken, or clashes with another."""
@@ -39,3 +42,9 @@ class EncoderError(BertkitError, ValueError):
 
 class ArtifactError(BertkitError, ValueError):
     """A run folder or a saved model is missing, incomplete, damaged or in the way."""
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in messages: one line of at most 60 characters."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 60 else f"{line[:57]}…"

@@ -14,13 +14,14 @@ import tensorflow as tf
 
 from bertkit.data.batches import Order, make_dataset
 from bertkit.data.examples import Examples
-from bertkit.encoder import INPUT_NAMES
-from bertkit.errors import BertkitError, InputError
+from bertkit.encoder import INPUT_NAMES, Encoder
+from bertkit.errors import BertkitError, InputError, shown
 from bertkit.head import Head
-from bertkit.inputs import is_text, tensors_of, texts_of
+from bertkit.inputs import is_symbolic, is_text, symbolic_texts, tensors_of, texts_of
 from bertkit.labels import rows_of
 from bertkit.preprocessor import Preprocessor
 
+_NO_LABELS = "The dataset or generator yields no labels. Let it yield (texts, labels)."
 # What yields batches by itself, labels included.
 STREAMS = (tf.data.Dataset, Iterator, keras.utils.PyDataset)
 
@@ -34,11 +35,41 @@ class EpochCounter(keras.callbacks.Callback):
         self.epoch = epoch
 
 
+def batch_size_of(batch_size: Any, default: int = 32) -> int:
+    """Return the number of rows a batch, the default if none is given.
+
+    Raises:
+        InputError: it is no whole number above 0.
+    """
+    if batch_size is None:
+        return default
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise InputError(f"batch_size is {shown(batch_size)}. Give a whole number above 0.")
+    return int(batch_size)
+
+
+def unpacked(batch: Any) -> tuple[Any, Any, Any]:
+    """Return a batch, or validation data, as (inputs, labels, sample weights).
+
+    Raises:
+        InputError: it has more than these three parts.
+    """
+    parts = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+    if not 1 <= len(parts) <= 3:
+        raise InputError(
+            f"A batch or validation_data has {len(parts)} parts. Give (texts, labels) or (texts, "
+            "labels, weights)."
+        )
+    x, y, sample_weight = (*parts, None, None)[:3]
+    return x, y, sample_weight
+
+
 @dataclass
 class Feed:
-    """How raw data reach a model: its preprocessor, its head, and the options of one call.
+    """How raw data reach a model: its parts, and the options of one call.
 
     Attributes:
+        encoder: which token ids and lengths there may be.
         preprocessor: what turns text into token ids; `None` if only tensors are taken.
         head: what turns labels into targets.
         class_weight: weight of each label, or `None`.
@@ -46,6 +77,7 @@ class Feed:
         errors: what went wrong while TensorFlow pulled batches; see `surfaced`.
     """
 
+    encoder: Encoder
     preprocessor: Preprocessor | None
     head: Head
     class_weight: Mapping[Any, float] | None = None
@@ -79,7 +111,7 @@ class Feed:
                 )
             return {"x": self.stream(x, labelled)}
         if not is_text(x):
-            tensors = tensors_of(x)
+            tensors = tensors_of(x, self.encoder)
             columns = self.columns(len(tensors["token_ids"]), y, sample_weight) if labelled else ()
             named = dict(zip(("y", "sample_weight"), columns, strict=False))
             return {"x": tensors, **named, "batch_size": batch_size}
@@ -91,6 +123,36 @@ class Feed:
         )
         return {"x": dataset}
 
+    def split(self, x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[Any, Any]:
+        """Return training and validation rows, `(x, y, sample_weight)` each, the last of the rows.
+
+        Raises:
+            InputError: the data cannot be cut, or nothing would be left on one side.
+        """
+        if isinstance(x, STREAMS):
+            raise InputError(
+                "validation_split cannot cut a dataset or generator. Cut it yourself, with take() "
+                "and skip(), and pass validation_data."
+            )
+        x = self.examples(x) if is_text(x) else tensors_of(x, self.encoder)
+        count = len(x if isinstance(x, Examples) else x["token_ids"])
+        within = isinstance(fraction, (int, float, np.floating)) and 0 < fraction < 1
+        cut = int(count * (1.0 - fraction)) if within else 0
+        if not 0 < cut < count:
+            raise InputError(
+                f"validation_split={fraction!r} of {count} rows leaves nothing to train or to "
+                "validate on. It is a fraction between 0 and 1."
+            )
+
+        def part(rows: slice) -> tuple[Any, ...]:
+            if isinstance(x, Examples):
+                taken: Any = x.take(rows)
+            else:
+                taken = {name: tensor[rows] for name, tensor in x.items()}
+            return taken, _part(y, rows), _part(sample_weight, rows)
+
+        return part(slice(None, cut)), part(slice(cut, None))
+
     def examples(self, x: Any) -> Examples:
         """Tokenize raw text, unless it is tokenized already.
 
@@ -99,11 +161,7 @@ class Feed:
         """
         if isinstance(x, Examples):
             return x
-        preprocessor = self._needed()
-        texts = texts_of(x, preprocessor.text_columns)
-        if len(texts) == 0:
-            raise InputError("There are no rows. Give at least one text.")
-        return Examples.from_texts(texts, preprocessor)
+        return Examples.from_texts(self._texts(x), self._needed())
 
     def columns(self, rows: int, y: Any, sample_weight: Any) -> tuple[np.ndarray, ...]:
         """Return targets, and sample weights if there are any, for `rows` rows.
@@ -129,29 +187,45 @@ class Feed:
             raise InputError(
                 "Both class_weight and sample_weight are given. Multiply them into sample_weight."
             )
-        weights = np.asarray(rows_of(sample_weight), dtype="float32")
-        if weights.shape not in ((len(targets),), targets.shape) or not np.isfinite(weights).all():
+        try:
+            weights = np.asarray(rows_of(sample_weight, "sample weights"), dtype="float32")
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
-                f"sample_weight has shape {weights.shape} for {len(targets)} rows. Give one finite "
-                "number a row."
+                f"The sample weights are {shown(sample_weight)}. Give one number a row."
+            ) from None
+        if weights.shape not in ((len(targets),), targets.shape):
+            raise InputError(
+                f"sample_weight has shape {weights.shape} for {len(targets)} rows. Give one number "
+                "a row."
+            )
+        if not ((weights >= 0) & (weights < np.inf)).all():
+            raise InputError(
+                f"sample_weight holds numbers from {weights.min()} to {weights.max()}. Give finite "
+                "ones, 0 or more."
             )
         return weights
 
-    def batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, ...]:
-        """Return one batch as tensors: inputs, then targets and weights as far as given."""
+    def batch(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, ...]:
+        """Return one batch as tensors: inputs, targets and, as far as given, weights."""
         inputs = self.inputs(x)
-        if y is None:
-            return (inputs,)
         return inputs, *self.columns(len(inputs["token_ids"]), y, sample_weight)
 
     def inputs(self, x: Any) -> dict[str, Any]:
         """Return a batch of texts or tensors as the encoder's inputs, int32 (B, T) each."""
         if not is_text(x):
-            return tensors_of(x)
+            return tensors_of(x, self.encoder)
         preprocessor = self._needed()
-        if tf.is_tensor(x) and x.dtype == tf.string and not tf.executing_eagerly():
-            return preprocessor(x)  # inside a graph nothing can be looked at
-        return preprocessor(tf.constant(texts_of(x, preprocessor.text_columns).tolist()))
+        if is_symbolic(x):
+            return preprocessor(symbolic_texts(x, preprocessor.text_columns))
+        return preprocessor(tf.constant(self._texts(x).tolist()))
+
+    def _texts(self, x: Any) -> np.ndarray:
+        texts = texts_of(x, self._needed().text_columns)
+        if len(texts) == 0:
+            raise InputError("There are no rows. Give at least one text.")
+        return texts
 
     def _needed(self) -> Preprocessor:
         if self.preprocessor is None:
@@ -173,22 +247,36 @@ class Feed:
             labelled: whether labels are wanted; if not, they are passed over.
 
         Raises:
-            InputError: there is no batch, or the first one cannot be used.
+            InputError: there is no batch, or the first one cannot be used. What is wrong with
+                a later one is raised while it is pulled; see `surfaced`.
         """
         raw, first = _started(x)
 
         def convert(batch: Any) -> tuple[Any, ...]:
-            texts, labels, weights = keras.utils.unpack_x_y_sample_weight(batch)
-            if labelled and labels is None:
-                raise InputError(
-                    "The dataset or generator yields no labels. Let it yield (texts, labels)."
-                )
-            return self.batch(texts, labels, weights) if labelled else self.batch(texts)
+            if not labelled:  # a list is a batch of texts
+                return (self.inputs(batch[0] if isinstance(batch, tuple) and batch else batch),)
+            texts, labels, weights = unpacked(batch)
+            if labels is None:
+                raise InputError(_NO_LABELS)
+            return self.batch(texts, labels, weights)
 
         def converted() -> Iterator[tuple[Any, ...]]:
+            count = 0
             try:
-                for batch in raw():
-                    yield convert(batch)
+                for count, batch in enumerate(raw(), start=1):
+                    parts = convert(batch)
+                    if len(parts) != 1 + len(columns):
+                        raise InputError(
+                            f"Batch {count - 1} has {'no ' if columns[1:] else ''}sample weights, "
+                            f"{'un' * (not columns[1:])}like the first one. Give them with each "
+                            "batch or with none."
+                        )
+                    yield parts
+                if count == 0:
+                    raise InputError(
+                        "The generator is used up, and another epoch was to begin. Give a list or "
+                        "a tf.data.Dataset, or an endless generator with a number of steps."
+                    )
             except BertkitError as error:
                 self.errors.append(error)
                 raise
@@ -199,8 +287,9 @@ class Feed:
             *(tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns),
         )
         dataset = tf.data.Dataset.from_generator(converted, output_signature=spec)
-        if isinstance(x, tf.data.Dataset):
-            dataset = dataset.apply(tf.data.experimental.assert_cardinality(x.cardinality()))
+        if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+            count = x.cardinality() if isinstance(x, tf.data.Dataset) else len(x)
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
         return dataset.prefetch(2)
 
     def learn_labels(self, x: Any) -> None:
@@ -216,11 +305,13 @@ class Feed:
                 "which can be read only once. Give the head its `labels`, or call "
                 "`head.adapt(labels)` first."
             )
-        labels = [keras.utils.unpack_x_y_sample_weight(batch)[1] for batch in _batches(x)]
-        if any(part is None for part in labels):
-            raise InputError("The dataset yields no labels. Let it yield (texts, labels).")
-        parts = [np.asarray(part) if tf.is_tensor(part) else part for part in labels]
-        if all(isinstance(part, np.ndarray) for part in parts):
+        raw, _ = _started(x)
+        parts = [unpacked(batch)[1] for batch in raw()]
+        if any(part is None for part in parts):
+            raise InputError(_NO_LABELS)
+        parts = [part.numpy() if isinstance(part, tf.Tensor) else part for part in parts]
+        shapes = {part.shape[1:] if isinstance(part, np.ndarray) else None for part in parts}
+        if len(shapes) == 1 and None not in shapes:  # a matrix stays one
             self.head.adapt(np.concatenate(parts))
         else:
             self.head.adapt([row for part in parts for row in rows_of(part)])
@@ -236,44 +327,23 @@ class Feed:
             raise
 
 
-def split(x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[Any, Any]:
-    """Return training and validation rows, `(x, y, sample_weight)` each; the last are validation.
-
-    Raises:
-        InputError: the data cannot be cut, or nothing would be left on one side.
-    """
-    if isinstance(x, STREAMS):
-        raise InputError(
-            "validation_split cannot cut a dataset or generator. Cut it yourself, with take() and "
-            "skip(), and pass validation_data."
-        )
-    columns = [x, y, sample_weight]
-    count = len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
-    cut = int(count * (1.0 - fraction))
-    if not 0 < cut < count:
-        raise InputError(
-            f"validation_split={fraction} of {count} rows leaves nothing to train or to validate "
-            "on. It is a fraction between 0 and 1."
-        )
-    return (
-        tuple(_part(column, slice(None, cut)) for column in columns),
-        tuple(_part(column, slice(cut, None)) for column in columns),
-    )
-
-
 def _part(column: Any, rows: slice) -> Any:
     if column is None:
         return None
-    if isinstance(column, Mapping):
-        return {name: _part(value, rows) for name, value in column.items()}
-    return column.iloc[rows] if hasattr(column, "iloc") else column[rows]
+    if hasattr(column, "iloc"):
+        return column.iloc[rows]
+    sliceable = isinstance(column, np.ndarray) or tf.is_tensor(column)
+    return (column if sliceable else rows_of(column))[rows]
 
 
 def _batches(x: Any) -> Iterator[Any]:
     """Iterate over a dataset's batches once."""
-    if isinstance(x, keras.utils.PyDataset):
-        return (x[index] for index in range(len(x)))
-    return iter(x)
+    if not isinstance(x, keras.utils.PyDataset):
+        yield from x
+        return
+    for index in range(len(x)):
+        yield x[index]
+    x.on_epoch_end()  # where it shuffles
 
 
 def _started(x: Any) -> tuple[Callable[[], Iterator[Any]], Any]:
@@ -285,9 +355,10 @@ def _started(x: Any) -> tuple[Callable[[], Iterator[Any]], Any]:
     first = next(batches, None)
     if first is None:
         raise InputError("The dataset or generator yields nothing. Give at least one batch.")
-    texts = keras.utils.unpack_x_y_sample_weight(first)[0]
+    texts = first[0] if isinstance(first, tuple) and first else first
     if tf.is_tensor(texts) and texts.shape.rank == 0:
         raise InputError("The dataset yields single texts. Batch it, as in dataset.batch(32).")
     if isinstance(x, Iterator):
-        return lambda: itertools.chain([first], batches), first
+        once = itertools.chain([first], batches)
+        return lambda: once, first
     return lambda: _batches(x), first

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from bertkit.encoder import INPUT_NAMES, TFHUB_NAMES
-from bertkit.errors import InputError
+from bertkit.encoder import INPUT_NAMES, TFHUB_NAMES, Encoder
+from bertkit.errors import InputError, shown
 
 _PAIR = "pairs such as [('first', 'second'), …]"
 
@@ -17,6 +17,28 @@ _PAIR = "pairs such as [('first', 'second'), …]"
 def is_text(x: Any) -> bool:
     """Return whether `x` is meant as raw text: all but a dict of tensors."""
     return not isinstance(x, Mapping)
+
+
+def is_symbolic(x: Any) -> bool:
+    """Return whether `x` is a tensor inside a graph, of which only the type can be looked at."""
+    return tf.is_tensor(x) and not hasattr(x, "numpy")
+
+
+def symbolic_texts(x: tf.Tensor, columns: int) -> tf.Tensor:
+    """Return a tensor inside a graph as strings, (B,) or (B, 2).
+
+    Raises:
+        InputError: its type or shape does not fit.
+    """
+    if columns == 1 and x.shape.rank == 2 and x.shape[1] == 1:
+        x = x[:, 0]
+    wanted = [None] if columns == 1 else [None, columns]
+    if x.dtype != tf.string or not x.shape.is_compatible_with(wanted):
+        raise InputError(
+            f"The texts are a {x.dtype.name} tensor of shape {x.shape}. Give strings of shape "
+            f"{'(batch,)' if columns == 1 else '(batch, 2)'}."
+        )
+    return x
 
 
 def texts_of(x: Any, columns: int) -> np.ndarray:
@@ -34,8 +56,8 @@ def texts_of(x: Any, columns: int) -> np.ndarray:
     if x is None:
         raise InputError(f"The texts are None. Give {wanted}.")
     if isinstance(x, (str, bytes)):
-        raise InputError(f"The texts are the single string {_short(x)}. Give {wanted}.")
-    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
+        raise InputError(f"The texts are the single string {shown(x)}. Give {wanted}.")
+    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)) or is_symbolic(x):
         raise InputError(f"The texts are a {type(x).__name__}. Give {wanted}.")
     if hasattr(x, "to_numpy"):  # pandas
         x = x.to_numpy()
@@ -64,12 +86,12 @@ def texts_of(x: Any, columns: int) -> np.ndarray:
 def _pair(row: Any, index: int) -> list[str | bytes]:
     if isinstance(row, (str, bytes)):
         raise InputError(
-            f"Row {index} is the single text {_short(row)} where a pair is wanted. Give {_PAIR}, "
+            f"Row {index} is the single text {shown(row)} where a pair is wanted. Give {_PAIR}, "
             "or use the preprocessor 'single_text'."
         )
     if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != 2:
         hint = " Two columns become pairs by list(zip(first, second))."
-        raise InputError(f"Row {index} is {_short(row)}, not a pair. Give {_PAIR}.{hint}")
+        raise InputError(f"Row {index} is {shown(row)}, not a pair. Give {_PAIR}.{hint}")
     return [_checked(text, index) for text in row]
 
 
@@ -94,39 +116,37 @@ def _checked(text: Any, index: int) -> str | bytes:
         raise InputError(f"Row {index} is missing ({text}). Drop the row, or fill it with text.")
     if isinstance(text, (list, tuple, np.ndarray)):
         raise InputError(
-            f"Row {index} is {_short(text)}, where one text is wanted. Give a list of strings, "
+            f"Row {index} is {shown(text)}, where one text is wanted. Give a list of strings, "
             "or use the preprocessor 'sentence_pair' for pairs."
         )
     raise InputError(
-        f"Row {index} is {_short(text)} of type {type(text).__name__}, not text. Convert it with "
+        f"Row {index} is {shown(text)} of type {type(text).__name__}, not text. Convert it with "
         "str() if that is what you mean."
     )
 
 
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"
-
-
-def tensors_of(x: Mapping[str, Any]) -> dict[str, Any]:
+def tensors_of(x: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """Return the encoder's inputs under bertkit's names, from KerasHub's names or TF Hub's.
 
     Missing segment ids are zero; a missing mask cannot be guessed.
 
     Raises:
-        InputError: a name is missing or unknown, or the shapes or types do not fit.
+        InputError: a name is missing or unknown, or shapes, types or values do not fit.
     """
     named = {TFHUB_NAMES.get(name, name): value for name, value in x.items()}
-    unknown = sorted(set(named) - set(INPUT_NAMES))
+    unknown = [shown(name) for name in named if name not in INPUT_NAMES]
     missing = [name for name in ("token_ids", "padding_mask") if name not in named]
     if unknown or missing or len(named) < len(x):
         raise InputError(
-            f"The inputs are named {', '.join(map(str, x)) or 'nothing'}; "
-            f"{'missing: ' + ', '.join(missing) if missing else 'not known: ' + ', '.join(unknown)}"
-            f". Give {', '.join(INPUT_NAMES)} (KerasHub's names) or {', '.join(TFHUB_NAMES)} "
-            "(TF Hub's)."
+            f"The inputs are named {', '.join(map(shown, x)) or 'nothing'}; missing: "
+            f"{', '.join(missing) or 'none'}; not known: {', '.join(unknown) or 'none'}. Give each "
+            f"of {', '.join(INPUT_NAMES)} (KerasHub's names) or {', '.join(TFHUB_NAMES)} "
+            "(TF Hub's) once."
         )
-    tensors = {name: _integers(name, named[name]) for name in INPUT_NAMES if name in named}
+    limits = dict(zip(INPUT_NAMES, (encoder.vocabulary_size, encoder.num_segments, 2), strict=True))
+    tensors = {
+        name: _integers(name, named[name], limit) for name, limit in limits.items() if name in named
+    }
     shape = tensors["token_ids"].shape
     for name, tensor in tensors.items():
         if not tensor.shape.is_compatible_with(shape) or len(tensor.shape) != 2:
@@ -134,15 +154,24 @@ def tensors_of(x: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} has shape {tuple(tensor.shape)} where token_ids has {tuple(shape)}. All "
                 "inputs are (batch, tokens), and padded alike."
             )
+    if 0 in shape:
+        raise InputError(f"The inputs have shape {tuple(shape)}. Give at least one row and token.")
+    if shape[1] is not None and shape[1] > encoder.max_sequence_length:
+        raise InputError(
+            f"The inputs are {shape[1]} tokens long, and the encoder has positions for "
+            f"{encoder.max_sequence_length}. Shorten them: the preprocessor's sequence_length "
+            "does so."
+        )
     if "segment_ids" not in tensors:
         tensors["segment_ids"] = tf.zeros_like(tensors["token_ids"])
     return {name: tensors[name] for name in INPUT_NAMES}
 
 
-def _integers(name: str, value: Any) -> tf.Tensor:
+def _integers(name: str, value: Any, limit: int) -> tf.Tensor:
+    """Return integers below `limit` as an int32 tensor."""
     try:
         tensor = tf.convert_to_tensor(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{name} is no rectangular array of integers: {str(error).splitlines()[0]}. Pad the "
             "rows to one length."
@@ -152,4 +181,12 @@ def _integers(name: str, value: Any) -> tf.Tensor:
             f"{name} holds {tensor.dtype.name}, and the encoder takes integers. Raw text goes in "
             "as a list of strings, to a model with a preprocessor."
         )
+    if hasattr(tensor, "numpy"):  # inside a graph nothing can be looked at
+        values = tensor.numpy()
+        wrong = values[(values < 0) | (values >= limit)]
+        if wrong.size:
+            raise InputError(
+                f"{name} holds {wrong[0]}, and the encoder takes 0 to {limit - 1}. Take ids from "
+                "the encoder's own vocabulary."
+            )
     return tf.cast(tensor, tf.int32)

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from bertkit.errors import InputError
+from bertkit.errors import InputError, shown
 
 Label: TypeAlias = str | int | bool
 
 
-def rows_of(labels: Any) -> list[Any]:
+def rows_of(labels: Any, name: str = "labels") -> list[Any]:
     """Return labels as a list, one entry a row: from a list, array, pandas column or tensor.
 
+    Args:
+        labels: the labels, or other values of which each row has one.
+        name: what they are called in messages.
+
     Raises:
-        InputError: it is a single value, or nothing at all.
+        InputError: it is a single value, or has no order, or can be read only once.
     """
-    if isinstance(labels, (str, bytes, Mapping)) or labels is None:
-        raise InputError(
-            f"The labels are {labels!r}. Give one label a row, as a list, an array or a column."
-        )
     if hasattr(labels, "to_list"):  # tf.RaggedTensor, pandas.Series
         return list(labels.to_list())
-    if hasattr(labels, "numpy"):  # tf.Tensor
+    if hasattr(labels, "to_numpy"):  # pandas.DataFrame
+        labels = labels.to_numpy()
+    elif hasattr(labels, "numpy"):  # tf.Tensor
         labels = labels.numpy()
     if isinstance(labels, np.ndarray):
         if labels.ndim == 2 and labels.shape[1] == 1:  # a column, as pandas and Keras have it
             labels = labels[:, 0]
-        if labels.ndim == 0:
-            raise InputError(f"The labels are the single value {labels}. Give one label a row.")
-    if not isinstance(labels, Iterable):
-        raise InputError(f"The labels are {labels!r}. Give one label a row.")
+        if labels.ndim > 0:
+            return list(labels)
+    # A set has no order, an iterator one pass, and a string is one label.
+    if isinstance(labels, (str, bytes, Mapping, Set, Iterator)) or not _iterable(labels):
+        raise InputError(
+            f"The {name} are {shown(labels)}. Give one a row, as a list, an array or a column."
+        )
     return list(labels)
+
+
+def _iterable(value: Any) -> bool:
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
 
 
 def plain(label: Any, row: int) -> Label:
@@ -47,10 +60,10 @@ def plain(label: Any, row: int) -> Label:
         label = label.item()
     if isinstance(label, bytes):
         label = label.decode("utf-8", errors="replace")
-    if isinstance(label, (str, bool, int)):
+    if isinstance(label, (bool, int)) or (isinstance(label, str) and label.strip()):
         return label
-    if label is None or (isinstance(label, float) and np.isnan(label)):
-        raise InputError(f"Label {row} is missing ({label}). Fill it in, or drop the row.", row)
+    if label is None or isinstance(label, str) or (isinstance(label, float) and np.isnan(label)):
+        raise InputError(f"Label {row} is missing ({label!r}). Fill it in, or drop the row.", row)
     if isinstance(label, float):
         if label.is_integer():
             return int(label)
@@ -61,12 +74,12 @@ def plain(label: Any, row: int) -> Label:
         )
     if isinstance(label, (list, tuple, set, frozenset, np.ndarray)):
         raise InputError(
-            f"Label {row} is a list, {label!r}. Several labels a row need the head "
+            f"Label {row} is a list, {shown(label)}. Several labels a row need the head "
             "'multi_label'; elsewhere give one label a row.",
             row,
         )
     raise InputError(
-        f"Label {row} is {label!r} of type {type(label).__name__}. A label is a string or a "
+        f"Label {row} is {shown(label)} of type {type(label).__name__}. A label is a string or a "
         "whole number.",
         row,
     )
@@ -89,7 +102,7 @@ class LabelSpace:
             raise InputError("There are no labels. Give at least one.")
         if len(self._ids) < len(self.labels):
             twice = next(x for i, x in enumerate(self.labels) if self._ids[x] != i)
-            raise InputError(f"The label {twice!r} stands twice in {self.labels}. Name it once.")
+            raise InputError(f"The label {shown(twice)} stands twice. Name it once.")
 
     @classmethod
     def learn(cls, labels: Iterable[Label]) -> LabelSpace:
@@ -120,7 +133,7 @@ class LabelSpace:
         return found
 
     def _unseen(self, label: Label, row: int) -> str:
-        shown = ", ".join(repr(known) for known in self.labels[:10])
+        examples = ", ".join(shown(known) for known in self.labels[:10])
         more = f" and {len(self) - 10} more" if len(self) > 10 else ""
         as_text = {str(known): known for known in self.labels}
         if str(label) in as_text:
@@ -129,7 +142,7 @@ class LabelSpace:
             guess = difflib.get_close_matches(str(label), list(as_text), n=1)
             near = f" Did you mean {guess[0]!r}?" if guess else ""
         return (
-            f"Label {row} is {label!r}, which was never seen: the head knows {shown}{more}."
+            f"Label {row} is {shown(label)}, which was never seen: the head knows {examples}{more}."
             f"{near} Correct it, or train a head with `labels` that include it."
         )
 
@@ -137,15 +150,23 @@ class LabelSpace:
         """Return the weight of each label, float32 (len,); 1 where none is given.
 
         Raises:
-            InputError: a key is no label, or a weight is no number.
+            InputError: a key is no label, or a weight is no finite number of at least 0.
         """
+        if not isinstance(class_weight, Mapping):
+            raise InputError(
+                f"class_weight is {shown(class_weight)}. Give a dict from labels to numbers."
+            )
         weights = np.ones(len(self), dtype="float32")
         for label, weight in class_weight.items():
             try:
                 weights[self._ids[label]] = weight
+                usable = 0 <= weight < np.inf
             except (KeyError, TypeError, ValueError):
+                usable = False
+            if not usable:
                 raise InputError(
-                    f"class_weight has {label!r}: {weight!r}, but the labels are "
-                    f"{self.labels}. Give a number for each label that is not to weigh 1."
-                ) from None
+                    f"class_weight has {shown(label)}: {shown(weight)}, and the labels are "
+                    f"{shown(self.labels)}. Give each label that is not to weigh 1 a finite "
+                    "number, 0 or more."
+                )
         return weights

@@ -56,7 +56,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, rows: np.ndarray) -> Examples:
+    def take(self, rows: np.ndarray | slice) -> Examples:
         """Return some rows, by index; the token ids are shared."""
         return replace(
             self,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.errors import InputError
+from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, multi_label_report
 from bertkit.head import Head
 from bertkit.labels import LabelSpace, plain, rows_of
@@ -58,11 +58,12 @@ class MultiLabelHead(Head):
         """Return targets, float32 (N, labels): 1 for each label that a row carries."""
         matrix = _matrix(labels)
         if matrix is not None:
-            if matrix.shape[1] != self.num_outputs or not np.isin(matrix, (0, 1)).all():
+            values = np.unique(matrix)
+            if matrix.shape[1] != self.num_outputs or not np.isin(values, (0, 1)).all():
                 raise InputError(
                     f"A matrix of labels must hold 0 and 1 in {self.num_outputs} columns, one a "
-                    f"label; this one is {matrix.shape[1]} wide with values from {matrix.min()} "
-                    f"to {matrix.max()}. Or give each row's labels as a list."
+                    f"label; this one is {matrix.shape[1]} wide and holds "
+                    f"{shown(values.tolist())}. Or give each row's labels as a list."
                 )
             return matrix.astype("float32")
         rows = rows_of(labels)
@@ -98,7 +99,9 @@ class MultiLabelHead(Head):
 
 def _matrix(labels: Any) -> np.ndarray | None:
     """Return labels as a matrix if they are a two-dimensional array of numbers."""
-    if hasattr(labels, "numpy") and not hasattr(labels, "to_list"):  # tf.Tensor
+    if hasattr(labels, "to_numpy"):  # pandas.DataFrame
+        labels = labels.to_numpy()
+    elif hasattr(labels, "numpy") and not hasattr(labels, "to_list"):  # tf.Tensor
         labels = labels.numpy()
     if isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.dtype.kind in "biuf":
         return labels
@@ -109,7 +112,7 @@ def _list(entry: Any, row: int) -> list[Any]:
     if isinstance(entry, (list, tuple, set, frozenset, np.ndarray)):
         return list(entry)
     raise InputError(
-        f"Label {row} is {entry!r}, and a row of the head 'multi_label' has a list of labels. "
+        f"Label {row} is {shown(entry)}, and a row of the head 'multi_label' has a list of labels. "
         "Give a list, empty for none; in a file, set data.label_separator to split the cell.",
         row,
     )

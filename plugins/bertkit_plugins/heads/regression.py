@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.errors import InputError
+from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, regression_report
 from bertkit.head import Head
 from bertkit.labels import rows_of
@@ -98,12 +98,12 @@ class RegressionHead(Head):
         for row, label in enumerate(rows_of(labels)):
             try:
                 number = float(label)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = np.nan
-            if not np.isfinite(number):
+            if not abs(number) <= np.finfo("float32").max:
                 raise InputError(
-                    f"Label {row} is {label!r}, and the head 'regression' needs a finite number. "
-                    "Correct or drop the row; for named labels use 'binary' or 'multiclass'.",
+                    f"Label {row} is {shown(label)}, and the head 'regression' needs a finite "
+                    "number. Correct or drop the row; named labels need 'binary' or 'multiclass'.",
                     row,
                 )
             if self.range is not None and not self.range[0] <= number <= self.range[1]:
