@@ -311,6 +311,9 @@ class BertClassifier(keras.Model):
         with self.distribute_strategy.scope():
             self.build()
             self._compile_from_head()
+            # Were its variables made in the first step, TensorFlow would trace the step twice.
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_weights)
 
     def _compile_from_head(self) -> None:
         """Give `compile` what it was not given: the head's loss and metrics, AdamW."""
