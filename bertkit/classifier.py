@@ -56,9 +56,6 @@ class BertClassifier(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # Lists of strings are inputs too; Keras would try to make tensors of them.
-        self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
         self.encoder = encoder
         self.head = heads.create(head) if isinstance(head, str) else head
         if isinstance(preprocessor, str):
@@ -84,6 +81,14 @@ class BertClassifier(keras.Model):
         if not self.head.built:
             self.head.build({"pooled": (None, hidden), "sequence": (None, None, hidden)})
         self.built = True
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Convert, then call: Keras takes neither lists of strings nor arrays beside tensors."""
+        parts = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+        if not any(isinstance(part, keras.KerasTensor) for part in parts):
+            inputs = self._feed().inputs(inputs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Return logits, float32 (B, outputs)."""

@@ -21,7 +21,7 @@ def is_text(x: Any) -> bool:
 
 def is_symbolic(x: Any) -> bool:
     """Return whether `x` is a tensor inside a graph, of which only the type can be looked at."""
-    return tf.is_tensor(x) and not hasattr(x, "numpy")
+    return isinstance(x, tf.Tensor) and not hasattr(x, "numpy")
 
 
 def symbolic_texts(x: tf.Tensor, columns: int) -> tf.Tensor:
