@@ -20,6 +20,7 @@ from bertkit.head import Head
 from bertkit.inputs import is_text
 from bertkit.preprocessor import Preprocessor
 from bertkit.registry import REGISTRIES, heads, preprocessors
+from bertkit.training.optimizer import AdamW
 
 DEFAULT_LEARNING_RATE = 5e-5
 
@@ -326,7 +327,7 @@ class BertClassifier(keras.Model):
             return
         given = dict(self._compile_config.config) if self.compiled else {}
         if given.get("optimizer") is None:
-            given["optimizer"] = keras.optimizers.AdamW(DEFAULT_LEARNING_RATE)
+            given["optimizer"] = AdamW(DEFAULT_LEARNING_RATE)
         if given.get("metrics") is None and given.get("weighted_metrics") is None:
             given["metrics"] = self.head.make_metrics()
         self.compile(**{**given, "loss": self.head.make_loss()})
