@@ -84,8 +84,9 @@ def again(part: Any, **changes: Any) -> Any:
     return type(part)(**{**json.loads(json.dumps(part.get_config())), **changes})
 
 
-def check_config(part: Any) -> None:
-    """The config is plain JSON, names every argument of the constructor, and rebuilds the part."""
+def check_config(registry: Registry[Any], part: Any) -> None:
+    """The part has a name, and a config in plain JSON, of all its arguments, that rebuilds it."""
+    registry.name_of(type(part))
     config = part.get_config()
     try:
         json.dumps(config)

@@ -58,6 +58,7 @@ def _inputs(encoder: Encoder) -> dict[str, tf.Tensor]:
 
 
 def attributes(encoder: Encoder) -> None:
+    encoders.name_of(type(encoder))
     for name in ("hidden_size", "max_sequence_length", "num_segments", "vocabulary_size"):
         size = getattr(encoder, name, None)
         ensure(isinstance(size, int) and size > 0, f"`{name}` must be 1 or more, and is {size!r}")

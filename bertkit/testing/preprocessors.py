@@ -70,7 +70,7 @@ def _rows(preprocessor: Preprocessor, texts: Sequence[Any] | None) -> np.ndarray
 
 
 def config(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
-    check_config(preprocessor)
+    check_config(preprocessors, preprocessor)
     head = heads.create("binary", labels=["no", "yes"])
     model = BertClassifier(_encoder(preprocessor), head, again(preprocessor))
     restored = BertClassifier.from_config(model.get_config()).preprocessor
@@ -78,6 +78,11 @@ def config(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
 
 
 def outputs(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
+    _check_outputs(preprocessor, texts)
+    _check_outputs(preprocessor, texts[:2])  # short ones, without the one that is too long
+
+
+def _check_outputs(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
     tensors = preprocessor(texts)
     ensure(
         set(tensors) == set(INPUT_NAMES),

@@ -62,6 +62,11 @@ def test_the_core_never_names_the_plugins(path: Path) -> None:
     assert "bertkit_plugins" not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_that_ships_needs_a_test_framework(path: Path) -> None:
+    assert not {"pytest", "hypothesis", "tests"} & {x.split(".")[0] for x in imports_of(path)}
+
+
 @pytest.mark.parametrize("path", modules_of(PLUGINS), ids=name_of)
 def test_a_plugin_imports_no_other_plugin(path: Path) -> None:
     plugins = {info.location.partition(":")[0] for r in REGISTRIES.values() for info in r.infos()}
