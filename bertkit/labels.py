@@ -60,10 +60,10 @@ def plain(label: Any, row: int) -> Label:
         label = label.item()
     if isinstance(label, bytes):
         label = label.decode("utf-8", errors="replace")
-    if isinstance(label, (bool, int)) or (isinstance(label, str) and label.strip()):
-        return label
-    if label is None or isinstance(label, str) or (isinstance(label, float) and np.isnan(label)):
+    if _is_missing(label):
         raise InputError(f"Label {row} is missing ({label!r}). Fill it in, or drop the row.", row)
+    if isinstance(label, (str, bool, int)):
+        return label
     if isinstance(label, float):
         if label.is_integer():
             return int(label)
@@ -83,6 +83,15 @@ def plain(label: Any, row: int) -> Label:
         "whole number.",
         row,
     )
+
+
+def _is_missing(label: Any) -> bool:
+    """Return whether it is None, NaN, blank text, or one of the markers of pandas."""
+    if isinstance(label, str):
+        return not label.strip()
+    if isinstance(label, float):
+        return bool(np.isnan(label))
+    return label is None or type(label).__name__ in ("NAType", "NaTType")
 
 
 class LabelSpace:
