@@ -14,6 +14,8 @@ from bertkit.evaluation.metrics import Report, regression_report
 from bertkit.head import Head
 from bertkit.labels import rows_of
 
+_LARGEST = float(np.finfo("float32").max)
+
 
 class RegressionHead(Head):
     """A number a row, such as a rating.
@@ -57,6 +59,10 @@ class RegressionHead(Head):
     def adapt(self, labels: Any) -> None:
         """Learn mean and standard deviation, as far as they are not given."""
         numbers = self._numbers(labels)
+        if not numbers.size:
+            raise InputError("There are no labels. Give at least one.")
+        if len(numbers) == 0:
+            raise InputError("There are no labels. Give one number a row.")
         if self.center is None:
             self.center = float(numbers.mean())
         if self.scale is None:
@@ -100,7 +106,7 @@ class RegressionHead(Head):
                 number = float(label)
             except (TypeError, ValueError, OverflowError):
                 number = np.nan
-            if not abs(number) <= np.finfo("float32").max:
+            if not abs(number) <= _LARGEST:
                 raise InputError(
                     f"Label {row} is {shown(label)}, and the head 'regression' needs a finite "
                     "number. Correct or drop the row; named labels need 'binary' or 'multiclass'.",
@@ -166,6 +172,7 @@ class RunningPearson(keras.metrics.Metric):
 
     def __init__(self, name: str = "pearson", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
+        self._direction = "up"  # for callbacks with mode="auto", as Keras's own metrics say it
         self.count = self.add_weight(name="count", initializer="zeros")
         self.mean = self.add_weight(name="mean", shape=(2,), initializer="zeros")
         self.products = self.add_weight(name="products", shape=(2, 2), initializer="zeros")
