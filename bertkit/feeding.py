@@ -200,10 +200,13 @@ class Feed:
                 f"sample_weight has shape {weights.shape} for {len(targets)} rows. Give one number "
                 "a row."
             )
-        if not ((weights >= 0) & (weights < np.inf)).all():
+        wrong = np.argwhere(~((weights >= 0) & (weights < np.inf)))
+        if len(wrong):
+            row = int(wrong[0, 0])
             raise InputError(
-                f"sample_weight holds numbers from {weights.min()} to {weights.max()}. Give finite "
-                "ones, 0 or more."
+                f"sample_weight of row {row} is {shown(weights[row].tolist())}. Give finite "
+                "numbers, 0 or more.",
+                row,
             )
         return weights
 
@@ -268,8 +271,7 @@ class Feed:
                     if len(parts) != 1 + len(columns):
                         raise InputError(
                             f"Batch {count - 1} has {'no ' if columns[1:] else ''}sample weights, "
-                            f"{'un' * (not columns[1:])}like the first one. Give them with each "
-                            "batch or with none."
+                            "unlike the first one. Give them with each batch or with none."
                         )
                     yield parts
                 if count == 0:
