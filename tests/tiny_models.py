@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,11 +87,12 @@ def tiny_model(
     return cls(tiny_encoder(**sizes), made, text)
 
 
-def tensors(texts: list[str] = TEXTS) -> dict[str, np.ndarray]:
-    """Return texts as the encoder's inputs, NumPy int32 (N, T)."""
+@functools.cache
+def tensors() -> dict[str, np.ndarray]:
+    """Return TEXTS as the encoder's inputs, NumPy int32 (N, T)."""
     preprocessor = bertkit.preprocessors.create("single_text", sequence_length=32)
     preprocessor.bind(tiny_encoder())
-    return {name: x.numpy() for name, x in preprocessor(keras.ops.convert_to_tensor(texts)).items()}
+    return {name: x.numpy() for name, x in preprocessor(keras.ops.convert_to_tensor(TEXTS)).items()}
 
 
 def weights_of(model: keras.Model) -> list[np.ndarray]:
@@ -112,7 +114,7 @@ def assert_refused(
     model: bertkit.BertClassifier, call: Callable[[bertkit.BertClassifier], Any], match: str
 ) -> None:
     """Assert an error of one line, more than one sentence, and a model as it was before."""
-    before, config = weights_of(model), model.get_config()
+    before, config = weights_of(model), model.head.get_config()
     compiled, optimizer = model.compiled, getattr(model, "optimizer", None)
     with pytest.raises(InputError, match=match) as caught:
         call(model)
@@ -121,5 +123,5 @@ def assert_refused(
     assert 20 < len(message) < 420 and message.endswith(".")
     assert message.count(". ") + message.count("? ") + message.count("; ") >= 1, "no fix is named"
     assert_same(weights_of(model), before)
-    assert model.get_config() == config
+    assert model.head.get_config() == config
     assert (model.compiled, getattr(model, "optimizer", None)) == (compiled, optimizer)

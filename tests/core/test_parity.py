@@ -59,12 +59,12 @@ def trained(
 
 
 CASES = [
-    ("multiclass", dict(policy="float32", accumulation=None, text=False)),
-    ("multiclass", dict(policy="float32", accumulation=4, text=True)),
-    ("binary", dict(policy="mixed_float16", accumulation=None, text=True)),
-    ("binary", dict(policy="mixed_float16", accumulation=4, text=False, weighted=False)),
-    ("multi_label", dict(policy="float32", accumulation=None, text=True)),
-    ("regression", dict(policy="mixed_float16", accumulation=4, text=True)),
+    ("multiclass", {"policy": "float32", "accumulation": None, "text": False}),
+    ("multiclass", {"policy": "float32", "accumulation": 4, "text": True}),
+    ("binary", {"policy": "mixed_float16", "accumulation": None, "text": True}),
+    ("binary", {"policy": "mixed_float16", "accumulation": 4, "text": False, "weighted": False}),
+    ("multi_label", {"policy": "float32", "accumulation": None, "text": True}),
+    ("regression", {"policy": "mixed_float16", "accumulation": 4, "text": True}),
 ]
 
 
@@ -125,7 +125,7 @@ def test_a_loss_averaged_over_batches_is_caught() -> None:
 
 
 def test_an_unscaled_loss_is_caught() -> None:
-    options: dict[str, Any] = dict(policy="mixed_float16", epochs=1)
+    options: dict[str, Any] = {"policy": "mixed_float16", "epochs": 1}
     weights, _ = trained(bertkit.BertClassifier, "binary", **options)
     others, _ = trained(subclass(unscaled), "binary", **options)
     assert not all(np.array_equal(a, b) for a, b in zip(weights, others, strict=True))
