@@ -107,8 +107,11 @@ def find(path: str | Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / MANIFEST).is_file() and (folder / MODEL).is_file():
             return folder
-    there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else None
-    about = "does not exist" if there is None else f"holds {', '.join(there[:8]) or 'nothing'}"
+    if path.is_dir():
+        there = sorted(entry.name for entry in path.iterdir())
+        about = f"holds {', '.join(there[:8]) or 'nothing'}"
+    else:
+        about = "is a file" if path.exists() else "does not exist"
     raise ArtifactError(
         f"{path} is no run folder: it {about}. Give a folder that `bertkit train` has finished, "
         f"with model/{MODEL} and model/{MANIFEST} in it."
@@ -123,18 +126,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] > FORMAT:
-            raise ArtifactError(
-                f"{folder} was written in format {manifest['format']} by bertkit "
-                f"{manifest['versions']['bertkit']}; this is bertkit {bertkit.__version__}, which "
-                f"reads up to format {FORMAT}. Update bertkit."
-            )
-        str(manifest["sha256"][MODEL]), dict(manifest["plugins"]), dict(manifest["versions"])
+        later = manifest["format"] > FORMAT
+        if not later:
+            str(manifest["sha256"][MODEL]), dict(manifest["versions"])
+            for kind, plugin in dict(manifest["plugins"]).items():
+                REGISTRIES[kind], hash(plugin["name"]), str(plugin["distribution"])
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}). Copy the folder "
             "again, or train anew."
         ) from error
+    if later:
+        raise ArtifactError(
+            f"{folder} was written in format {manifest['format']} by a later bertkit; this is "
+            f"bertkit {bertkit.__version__}, which reads up to format {FORMAT}. Update bertkit."
+        )
     return dict(manifest)
 
 
