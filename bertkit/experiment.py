@@ -278,13 +278,26 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines into a file that appears when the last is written, and not before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write lines into a file that appears when the last is written, and not before.
+
+    Raises:
+        ArtifactError: there is a folder or a device in its place, or it cannot be made.
+    """
+    target = path.resolve()  # of a link, the file behind it
+    if target.exists() and not target.is_file():
+        raise ArtifactError(f"{path} is no file that could be replaced. Name a file.")
+    stage = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with stage.open("w", encoding="utf-8") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = stage.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be written ({error.strerror}). Choose another file."
+        ) from error
+    try:
+        with file:
             file.writelines(f"{line}\n" for line in lines)
-        stage.replace(path)
+        stage.replace(target)
     finally:
         stage.unlink(missing_ok=True)
 
@@ -328,7 +341,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or not any(folder.iterdir())
+    """Return whether all that a run leaves behind is there, or nothing at all."""
+    files = ("config.yaml", "metrics.json", f"model/{artifact.MANIFEST}")
+    return all((folder / file).is_file() for file in files) or not any(folder.iterdir())
 
 
 @contextlib.contextmanager
