@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from bertkit.config import (
 from bertkit.data.files import Columns, read_rows
 from bertkit.data.loading import Split, load_split, text_chunks
 from bertkit.data.report import DataReport
-from bertkit.errors import ArtifactError, DataError
+from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.registry import REGISTRIES
 from bertkit.training.optimizer import AdamW
 from bertkit.training.schedule import WarmupSchedule
@@ -165,7 +166,12 @@ def train(
     folder: Path,
     verbose: int | str,
 ) -> None:
-    """Fit a model, with history and TensorBoard logs in a folder."""
+    """Fit a model, with history and TensorBoard logs in a folder.
+
+    Raises:
+        DataError: a label cannot be used.
+        ConfigError: the loss of the last epoch is no number, so the model is of no use.
+    """
     rows = splits["train"]
     if not model.head.adapted:
         with rows.located():
@@ -182,7 +188,7 @@ def train(
         metrics=model.head.make_metrics(),
     )
     validation = splits.get("validation")
-    model.fit(
+    history = model.fit(
         rows.examples,
         rows.labels,
         batch_size=training.batch_size,
@@ -194,6 +200,13 @@ def train(
         ],
         verbose=verbose,
     )
+    loss = history.history["loss"][-1]
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"Training diverged: the loss of the last epoch is {loss}. Lower "
+            f"training.learning_rate, which is {training.learning_rate:g}, or raise "
+            "training.warmup."
+        )
 
 
 def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:
