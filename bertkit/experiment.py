@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from bertkit import artifact
 from bertkit.classifier import BertClassifier
@@ -71,6 +72,18 @@ def build(config: ExperimentConfig | Mapping[str, Any]) -> BertClassifier:
         return BertClassifier(**parts)
 
 
+@contextlib.contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise ConfigError(
+            "The memory does not suffice. Lower training.batch_size or "
+            "preprocessor.sequence_length, or take a smaller encoder."
+        ) from error
+
+
+@_enough_memory()
 def run(
     config: ExperimentConfig | Mapping[str, Any],
     overwrite: bool = False,
@@ -89,7 +102,7 @@ def run(
         verbose: as in `keras.Model.fit`.
 
     Raises:
-        ConfigError: the config is wrong.
+        ConfigError: the config is wrong, the memory does not suffice, or training diverged.
         DataError: a file or a row cannot be used.
         ArtifactError: the run folder exists already.
         BertkitError: a part cannot be made.
