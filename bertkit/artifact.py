@@ -155,7 +155,7 @@ def staged(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         ArtifactError: `folder` exists and is not to be replaced, or cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # of a link, the folder behind it
     if folder.exists() and not replace:
         raise ArtifactError(f"{folder} exists already. Choose another folder, or remove it.")
     try:
