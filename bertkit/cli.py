@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -45,7 +46,8 @@ def train(
         from bertkit import experiment
         from bertkit.config import load_config, to_yaml
         from bertkit.data.report import render
-    overrides = [word for word in config if "=" in word and not Path(word).is_file()]
+    # os.path, since pathlib raises an error for a word too long for a path.
+    overrides = [word for word in config if "=" in word and not os.path.isfile(word)]  # noqa: PTH113
     experiment_config = load_config([word for word in config if word not in overrides], overrides)
     if dry_run:
         print(to_yaml(experiment_config), end="")
@@ -92,7 +94,7 @@ def predict(
     run: Run,
     source: Annotated[
         str,
-        typer.Argument(metavar="[INPUT]", help="A file or glob; - is standard input."),
+        typer.Argument(metavar="INPUT", help="A file or glob; - is standard input."),
     ] = "-",
     output: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
@@ -114,6 +116,8 @@ def predict(
     rows = experiment.predict_rows(run, source, format, batch_size)
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal is
         for line in lines:
             print(line, flush=True)
     else:
@@ -192,6 +196,8 @@ def _print_parts(config: Any) -> None:
 
 def main() -> None:
     """Run the command line; an error that names its fix is printed alone, with exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label it has no letters for
     try:
         app()
     except BertkitError as error:
@@ -202,6 +208,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    except ImportError as error:
+        _fail(f"{error}. Run `bertkit doctor`: it names what to install.")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check the path, its permissions and the disk.")
