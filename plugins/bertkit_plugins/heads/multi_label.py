@@ -128,6 +128,13 @@ class LabelwiseCrossentropy(keras.losses.Loss):
     def __init__(self, name: str = "labelwise_crossentropy", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        if sample_weight is not None:
+            sample_weight = tf.convert_to_tensor(sample_weight)
+            if sample_weight.shape.rank == 1:
+                sample_weight = sample_weight[:, None]  # of rows; (B,) alone would be of labels
+        return super().__call__(y_true, y_pred, sample_weight)
+
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return tf.nn.sigmoid_cross_entropy_with_logits(labels=y_true, logits=y_pred)
 
