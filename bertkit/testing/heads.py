@@ -41,7 +41,7 @@ def check_head(
     missing labels are refused; that a gradient reaches every weight and training lowers the loss;
     that what training leads to is decoded to the labels, and is better by loss and metrics; that
     metrics add up over batches and agree with `report`; that predictions and report are ready for
-    JSON; class weights; no rows and one row; mixed precision; saving and loading.
+    JSON; weights of rows and of labels; no rows and one row; mixed precision; saving and loading.
 
     Args:
         head: a head, its class, or the name it is registered under.
@@ -55,8 +55,8 @@ def check_head(
     with during(f"check_head({name_of(head)}), choice of examples"):
         make = maker(heads, Head, head, arguments)
         case = HeadCase(make, taken_labels(make) if labels is None else list(labels))
-    checks = (config, shapes, refusals, training, decoding, report, metrics, class_weights,
-              few_rows, mixed_precision, saving)  # fmt: skip
+    checks = (config, shapes, refusals, training, decoding, report, metrics, sample_weights,
+              class_weights, few_rows, mixed_precision, saving)  # fmt: skip
     run("check_head", head, checks, case)
 
 
@@ -161,6 +161,23 @@ def metrics(case: HeadCase) -> None:
                 f"the metric {metric.name!r} is {untrained:.4f} where `report` says {value:.4f}: "
                 "both get targets and logits, not probabilities",
             )
+
+
+def sample_weights(case: HeadCase) -> None:
+    """One weight a row, also where there happen to be as many rows as outputs."""
+    head, trained = case.trained.head, case.trained
+    for rows in {len(trained.targets), max(2, min(head.num_outputs, len(trained.targets)))}:
+        weights = np.ones(rows, dtype="float32")
+        weights[0] = 0.0
+        right, mixed = trained.after[:rows], trained.after[:rows].copy()
+        mixed[0] = trained.wrong[0]
+        targets, loss = trained.targets[:rows], head.make_loss()
+        first, second = (float(loss(targets, x, weights)) for x in (right, mixed))
+        ensure(
+            np.isclose(first, second, rtol=1e-4, atol=1e-6),
+            f"a row of weight 0 must not change the loss of {rows} rows, which goes from "
+            f"{first:.4g} to {second:.4g} with its outputs",
+        )
 
 
 def class_weights(case: HeadCase) -> None:

@@ -19,6 +19,7 @@ from bertkit.testing import check_encoder, check_head, check_preprocessor
 from bertkit.testing.common import VOCABULARY, tiny_encoder
 from bertkit_plugins.encoders.huggingface import huggingface
 from bertkit_plugins.heads.binary import BinaryHead
+from bertkit_plugins.heads.multi_label import MultiLabelHead
 from bertkit_plugins.heads.multiclass import MulticlassHead
 from bertkit_plugins.heads.regression import RegressionHead
 from bertkit_plugins.preprocessors.sentence_pair import SentencePair
@@ -144,6 +145,11 @@ class UnknownLoss(SignedLoss):
     sign = 1.0
 
 
+class PerLabelLoss(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return tf.nn.sigmoid_cross_entropy_with_logits(labels=y_true, logits=y_pred)
+
+
 def new_weight(self: Any) -> None:
     self.extra = self.add_weight(shape=(), name="extra")
 
@@ -255,6 +261,10 @@ HEADS: dict[str, tuple[type[Head], Changes, str]] = {
     "a report that is not a number": (
         BinaryHead, {"report": lambda self, targets, outputs: {"accuracy": float("nan")}},
         "`report` must return what JSON can write: Out of range float",
+    ),
+    "weights of labels in place of rows": (
+        MultiLabelHead, {"make_loss": lambda self: PerLabelLoss()},
+        "sample weights: ",
     ),
     "class weights of a wrong shape": (
         BinaryHead, {"class_weights": lambda self, targets, weights: np.ones(3)},
