@@ -121,14 +121,20 @@ class WordPieceTokenizer:
 
         self.vocabulary = vocabulary
         self._normalize_utf8 = tensorflow_text.normalize_utf8
-        self._wordpiece = tensorflow_text.FastWordpieceTokenizer(
-            vocab=list(vocabulary.tokens),
-            token_out_type=tf.int32,
-            unknown_token=vocabulary.unknown_token,
-            # Bytes of a word; words of over 100 characters never reach the tokenizer.
-            max_bytes_per_word=400,
-            support_detokenization=False,
-        )
+        try:
+            self._wordpiece = tensorflow_text.FastWordpieceTokenizer(
+                vocab=list(vocabulary.tokens),
+                token_out_type=tf.int32,
+                unknown_token=vocabulary.unknown_token,
+                # Bytes of a word; words of over 100 characters never reach the tokenizer.
+                max_bytes_per_word=400,
+                support_detokenization=False,
+            )
+        except (RuntimeError, TypeError) as error:  # of pybind11
+            raise EncoderError(
+                f"The vocabulary cannot be used: {' '.join(str(error).split())[:150]}. Take "
+                "vocab.txt from the original model again."
+            ) from None
 
     def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Tokenize.
