@@ -1,0 +1,219 @@
+"""Tokenized rows and their batches: properties, and naive code as the reference."""
+
+from __future__ import annotations
+
+import csv
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bertkit
+from bertkit.data.batches import make_dataset, plan
+from bertkit.data.examples import Examples
+from bertkit.preprocessor import Preprocessor
+from tests.tiny_models import PAIRS, TEXTS, tiny_encoder
+
+ORDERS = ("shuffled", "sorted", "given")
+
+
+def preprocessor(name: str = "single_text", sequence_length: int = 16) -> Preprocessor:
+    made = bertkit.preprocessors.create(name, sequence_length=sequence_length)
+    made.bind(tiny_encoder())
+    return made
+
+
+def of_lengths(lengths: list[int], padding_id: int = 0) -> Examples:
+    """Return rows whose token ids count up from 1 through all rows."""
+    array = np.asarray(lengths, dtype="int64")
+    total = int(array.sum())
+    return Examples(
+        token_ids=np.arange(1, total + 1, dtype="int32"),
+        segment_ids=(np.arange(total) % 2).astype("int8"),
+        starts=np.cumsum(array) - array,
+        lengths=array,
+        full_lengths=array.astype("int32"),
+        padding_id=padding_id,
+    )
+
+
+def text_array(texts: list[Any]) -> np.ndarray:
+    array = np.empty(np.shape(texts), dtype=object)
+    array[...] = np.array(texts, dtype=object)
+    return array
+
+
+lengths_of_rows = st.lists(st.integers(1, 40), min_size=1, max_size=300)
+
+
+@given(lengths_of_rows, st.integers(1, 40), st.sampled_from(ORDERS), st.integers(0, 9))
+@settings(deadline=None)
+def test_every_row_is_in_one_batch(lengths: list[int], size: int, order: Any, seed: int) -> None:
+    batches = plan(np.array(lengths), size, order, seed=seed)
+    assert len(batches) == -(-len(lengths) // size)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert sum(len(batch) < size for batch in batches) == (len(lengths) % size > 0)
+    assert max(map(len, batches)) <= size
+
+
+@given(lengths_of_rows, st.integers(1, 40))
+@settings(deadline=None)
+def test_orders(lengths: list[int], size: int) -> None:
+    array = np.array(lengths)
+    np.testing.assert_array_equal(
+        np.concatenate(plan(array, size, "given")), np.arange(len(lengths))
+    )
+    rows = np.concatenate(plan(array, size, "sorted"))
+    assert (np.diff(array[rows]) <= 0).all()  # the longest first
+    same = np.diff(array[rows]) == 0
+    assert (np.diff(rows)[same] > 0).all()  # and equally long ones as they came
+
+
+@given(lengths_of_rows, st.integers(1, 40), st.integers(0, 99), st.integers(0, 99))
+@settings(deadline=None)
+def test_seed_and_epoch_make_the_order(
+    lengths: list[int], size: int, seed: int, epoch: int
+) -> None:
+    array = np.array(lengths)
+    first, second = (plan(array, size, "shuffled", seed, epoch) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_epochs_and_seeds_differ_in_batches_and_in_their_order() -> None:
+    lengths = np.random.default_rng(0).integers(3, 30, 500)
+    plans = [plan(lengths, 8, "shuffled", seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for one in plans:
+        for other in plans:
+            if one is not other:
+                mates = {frozenset(batch) for batch in one} & {frozenset(batch) for batch in other}
+                assert len(mates) < 3  # the rows that meet are others
+    # No batch is likelier to be early when its rows are long.
+    places = np.concatenate(
+        [
+            [lengths[batch].mean() for batch in plan(lengths, 8, "shuffled", 3, epoch)][:10]
+            for epoch in range(60)
+        ]
+    )
+    assert abs(places.mean() - lengths.mean()) < 1.0
+    # And each row is as often in the first half as in the second.
+    early = np.zeros(500)
+    for epoch in range(200):
+        early[np.concatenate(plan(lengths, 8, "shuffled", 5, epoch))[:250]] += 1
+    assert early.min() > 60 and early.max() < 140
+
+
+@pytest.mark.parametrize("spread", [0.4, 0.6])
+def test_little_is_padding(spread: float) -> None:
+    # Lengths of sentences: about log-normal, cut at 128.
+    lengths = np.random.default_rng(0).lognormal(3.0, spread, 7000).astype(int).clip(3, 128)
+    for order, most in (("shuffled", 0.07), ("sorted", 0.01)):
+        padded = sum(lengths[b].max() * len(b) for b in plan(lengths, 32, order))
+        assert 1 - lengths.sum() / padded < most
+    naive = sum(lengths[b].max() * len(b) for b in plan(lengths, 32, "given"))
+    assert 1 - lengths.sum() / naive > 0.3
+
+
+@pytest.mark.real
+def test_little_of_real_sentences_is_padding() -> None:
+    path = Path(__file__).parents[2] / ".cache" / "data" / "film_sentiment" / "train.csv"
+    if not path.exists():
+        pytest.skip("make data brings the texts")
+    with path.open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    lengths = Examples.from_texts(text_array(texts), preprocessor(sequence_length=40)).lengths
+    padded = sum(lengths[b].max() * len(b) for b in plan(lengths, 32, "shuffled"))
+    assert len(texts) > 1000 and 1 - lengths.sum() / padded < 0.05
+
+
+@given(lengths_of_rows, st.data())
+@settings(deadline=None)
+def test_a_batch_equals_naive_padding(lengths: list[int], data: st.DataObject) -> None:
+    padding_id = data.draw(st.integers(0, 5))
+    multiple = data.draw(st.sampled_from([1, 1, 8, 32]))
+    examples = of_lengths(lengths, padding_id)
+    rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=20))
+    batch = examples.batch(np.array(rows), multiple)
+    width = max(lengths[row] for row in rows)
+    width += -width % multiple
+    starts = np.cumsum([0, *lengths])
+    for index, row in enumerate(rows):
+        ids = list(range(starts[row] + 1, starts[row + 1] + 1))
+        fill = width - len(ids)
+        assert batch["token_ids"][index].tolist() == ids + [padding_id] * fill
+        segments = [(i - 1) % 2 for i in ids]
+        assert batch["segment_ids"][index].tolist() == segments + [0] * fill
+        assert batch["padding_mask"][index].tolist() == [1] * len(ids) + [0] * fill
+    assert {value.dtype for value in batch.values()} == {np.dtype("int32")}
+
+
+@given(lengths_of_rows, st.data())
+@settings(deadline=None, max_examples=30)
+def test_taken_rows_are_those_rows(lengths: list[int], data: st.DataObject) -> None:
+    examples = of_lengths(lengths)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=20)))
+    taken = examples.take(rows)
+    assert len(taken) == len(rows) and taken.token_ids is examples.token_ids
+    np.testing.assert_array_equal(taken.lengths, examples.lengths[rows])
+    np.testing.assert_array_equal(taken.full_lengths, examples.full_lengths[rows])
+    ours, theirs = taken.batch(np.arange(len(rows))), examples.batch(rows)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"), [("single_text", TEXTS * 30), ("sentence_pair", PAIRS * 30)]
+)
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_rows_on_disk_are_what_the_preprocessor_gives(
+    name: str, texts: list[Any], chunk: int
+) -> None:
+    made = preprocessor(name)
+    array = text_array(texts)
+    chunks = (array[start : start + chunk] for start in range(0, len(array), chunk))
+    examples = Examples.from_chunks(chunks, made)
+    gc.collect()  # the files live as long as the arrays
+    rows = np.random.default_rng(0).permutation(len(texts))[:50]
+    expected = made(tf.constant(array[rows].tolist()))
+    batch = examples.batch(rows)
+    for column in expected:
+        np.testing.assert_array_equal(batch[column], expected[column])
+    encoded = made.encode(tf.constant(array.tolist()))
+    np.testing.assert_array_equal(examples.full_lengths, encoded.lengths)
+    np.testing.assert_array_equal(examples.lengths, encoded.token_ids.row_lengths())
+    assert (examples.full_lengths > examples.lengths).any()  # some were truncated
+    assert isinstance(examples.token_ids, np.memmap) and not examples.token_ids.flags.writeable
+
+
+def test_no_rows() -> None:
+    examples = Examples.from_chunks([], preprocessor())
+    assert len(examples) == 0 and plan(examples.lengths, 8, "shuffled") == []
+
+
+def test_a_dataset_is_the_plan_of_each_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(3, 30, 61).tolist()
+    examples = of_lengths(lengths)
+    targets = np.arange(61, dtype="float32")[:, None]
+    weights = np.arange(61, dtype="float32") / 7
+    epoch = [0]
+    dataset = make_dataset(
+        examples, (targets, weights), 8, "shuffled", seed=3, epoch=lambda: epoch[0], multiple=4
+    )
+    assert dataset.cardinality() == 8
+    assert dataset.element_spec[0]["token_ids"].shape.as_list() == [None, None]
+    passes = []
+    for epoch[0] in (0, 1, 0):
+        batches = list(dataset)
+        for rows, (inputs, y, w) in zip(
+            plan(examples.lengths, 8, "shuffled", 3, epoch[0]), batches, strict=True
+        ):
+            wanted = examples.batch(rows, 4)
+            assert all(np.array_equal(inputs[name], wanted[name]) for name in wanted)
+            assert inputs["token_ids"].shape[1] % 4 == 0
+            np.testing.assert_array_equal(y, targets[rows])
+            np.testing.assert_array_equal(w, weights[rows])
+        passes.append(np.concatenate([y for _, y, _ in batches]).ravel())
+    assert np.array_equal(passes[0], passes[2]) and not np.array_equal(passes[0], passes[1])
