@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -469,9 +470,12 @@ def without_segments(self: Any, *args: Any, **kwargs: Any) -> None:
     self.num_segments = None
 
 
-def random_shift(self: Any, *args: Any, **kwargs: Any) -> None:
+SHIFTS = itertools.count()
+
+
+def shifted(self: Any, *args: Any, **kwargs: Any) -> None:
     BertEncoder.__init__(self, *args, **kwargs)
-    self.shift = float(np.random.random())
+    self.shift = float(next(SHIFTS))
 
 
 ENCODERS: dict[str, tuple[Changes, str]] = {
@@ -521,7 +525,7 @@ ENCODERS: dict[str, tuple[Changes, str]] = {
         "mixed precision: mixed_float16: 'pooled' must be float16, and is float32",
     ),
     "state outside of config and weights": (
-        {"__init__": random_shift,
+        {"__init__": shifted,
          "call": features_with(lambda self, x, inputs, reads: {
              k: v + tf.cast(self.shift, v.dtype) if v.dtype.is_floating else v
              for k, v in x.items()})},
