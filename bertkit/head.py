@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -34,7 +34,7 @@ class Head(keras.layers.Layer):
     reads: ClassVar[tuple[str, ...]] = ("pooled",)
 
     def __init__(
-        self, labels: Sequence[Any] | None = None, dropout: float = 0.1, **kwargs: Any
+        self, labels: list[Label] | None = None, dropout: float = 0.1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if not 0 <= dropout < 1:

@@ -20,11 +20,6 @@ class BinaryHead(Head):
         dropout: rate on the features.
     """
 
-    def __init__(
-        self, labels: list[str | int | bool] | None = None, dropout: float = 0.1, **kwargs: Any
-    ) -> None:
-        super().__init__(labels, dropout, **kwargs)
-
     def _checked(self, space: LabelSpace) -> LabelSpace:
         if len(space) != 2:
             shown = ", ".join(repr(label) for label in space.labels[:5])

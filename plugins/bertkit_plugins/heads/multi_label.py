@@ -27,11 +27,6 @@ class MultiLabelHead(Head):
         dropout: rate on the features.
     """
 
-    def __init__(
-        self, labels: list[str | int | bool] | None = None, dropout: float = 0.1, **kwargs: Any
-    ) -> None:
-        super().__init__(labels, dropout, **kwargs)
-
     def _checked(self, space: LabelSpace) -> LabelSpace:
         return space
 

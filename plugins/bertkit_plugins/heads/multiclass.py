@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -17,11 +15,6 @@ class MulticlassHead(Head):
         labels: the labels in the order of their ids; learned from the data, sorted, if `None`.
         dropout: rate on the features.
     """
-
-    def __init__(
-        self, labels: list[str | int | bool] | None = None, dropout: float = 0.1, **kwargs: Any
-    ) -> None:
-        super().__init__(labels, dropout, **kwargs)
 
     def make_loss(self) -> keras.losses.Loss:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
