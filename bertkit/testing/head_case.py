@@ -19,7 +19,7 @@ from bertkit.testing.common import FEATURES, again, all_reached, ensure
 
 ROWS = 12  # of examples
 TOKENS = 5  # of each row of random features
-STEPS = 200  # of training the head on them
+STEPS = 120  # of training the head on them
 # Labels of one kind each, tried one after another until the head takes one.
 _EXAMPLES: tuple[list[Any], ...] = (
     ["no", "yes", "perhaps"],
@@ -69,7 +69,7 @@ class HeadCase:
         """The head trained on random features, and its outputs before and after."""
         head = self.built()
         features, targets = self.features(head.reads), head.encode_labels(self.labels)
-        loss, optimizer = head.make_loss(), keras.optimizers.Adam(0.02)
+        loss, optimizer = head.make_loss(), keras.optimizers.Adam(0.03)
         before = head(features, training=False).numpy()
         initial = head.get_weights()
 

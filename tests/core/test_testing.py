@@ -223,7 +223,7 @@ HEADS: dict[str, tuple[type[Head], Changes, str]] = {
     ),
     "another model in training": (
         BinaryHead, {"call": call_with(lambda self, f, x, t: -x if t else x)},
-        "training: 200 steps must lower the loss on 12 rows",
+        "training: 120 steps must lower the loss on 12 rows",
     ),
     "a loss of the wrong sign": (
         BinaryHead, {"make_loss": lambda self: SignedLoss()},

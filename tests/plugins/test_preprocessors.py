@@ -73,7 +73,7 @@ def assert_as_reference(
     assert encoded.lengths.numpy().tolist() == lengths
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.integers(3, 40))
 @example(["", " ", "\u0301", "a" * 101], 3)
 def test_single_texts_are_packed_as_by_the_reference(texts: list[str], length: int) -> None:
@@ -81,7 +81,7 @@ def test_single_texts_are_packed_as_by_the_reference(texts: list[str], length: i
     assert_as_reference(SINGLE, texts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.integers(5, 40))
 @example([("", ""), ("a b c d", ""), ("", "a b c d")], 5)
 def test_pairs_are_packed_as_by_the_reference(pairs: list[tuple[str, str]], length: int) -> None:
@@ -242,9 +242,8 @@ def test_real_sentences_in_the_real_vocabulary() -> None:
     single, pair = SingleText(16), SentencePair(33)
     for preprocessor in (single, pair):
         preprocessor.bind(encoder)
-    for name in ("valence", "sentence_source"):
-        with open(DATA / name / "train.csv", newline="", encoding="utf-8") as file:
-            texts = [row["text"] for row in csv.DictReader(file)]
-        assert len(texts) > 5000
-        assert_as_reference(single, texts, reference)
-        assert_as_reference(pair, list(zip(texts[::2], texts[1::2], strict=False)), reference)
+    with open(DATA / "sentence_source" / "train.csv", newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    assert len(texts) > 5000
+    assert_as_reference(single, texts, reference)
+    assert_as_reference(pair, list(zip(texts[::2], texts[1::2], strict=False)), reference)
