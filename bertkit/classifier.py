@@ -341,16 +341,22 @@ class BertClassifier(keras.Model):
                 "plugin": registry.name_of(type(part)),
                 "config": part.get_config(),
             }
-        return {"name": self.name, "dtype": self.dtype_policy.name, **parts}
+        frozen = [i for i, layer in enumerate(self._flatten_layers()) if not layer.trainable]
+        return {"name": self.name, "dtype": self.dtype_policy.name, "frozen": frozen, **parts}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> BertClassifier:
         """Make a model from what `get_config` returned; the weights come after."""
+        config = dict(config)
         parts = {
             kind: config[kind] and registry.create(config[kind]["plugin"], **config[kind]["config"])
             for kind, registry in REGISTRIES.items()
         }
-        return cls(**{**config, **parts})
+        frozen = config.pop("frozen", [])
+        model = cls(**{**config, **parts})
+        for index, layer in enumerate(model._flatten_layers()):  # a layer before those within it
+            layer.trainable = index not in frozen
+        return model
 
     def get_build_config(self) -> None:
         """Return nothing: the constructor builds the model as soon as the labels are known."""
