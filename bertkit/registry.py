@@ -121,14 +121,24 @@ class Registry(Generic[Contract]):
             PluginError: as `get` does, or the arguments do not fit the plugin's signature.
         """
         plugin = self.get(name)
+        parameters = inspect.signature(plugin).parameters
+        taken = ", ".join(key for key in parameters if key not in ("args", "kwargs")) or "nothing"
         try:
             inspect.signature(plugin).bind(*args, **arguments)
         except TypeError as error:
             raise PluginError(
-                f"The {self.kind} {name!r} cannot be made: {error}. "
-                f"It takes: {', '.join(inspect.signature(plugin).parameters) or 'nothing'}."
+                f"The {self.kind} {name!r} cannot be made: {error}. It takes: {taken}."
             ) from error
-        return plugin(*args, **arguments)
+        try:
+            return plugin(*args, **arguments)
+        except ValueError as error:
+            # Keras layers take any keyword and refuse it later, in words of their own.
+            if "Unrecognized keyword" not in str(error):
+                raise
+            unknown = ", ".join(key for key in arguments if key not in parameters)
+            raise PluginError(
+                f"The {self.kind} {name!r} has no argument {unknown}. It takes: {taken}."
+            ) from error
 
     def name_of(self, plugin: Callable[..., Any]) -> str:
         """Return the name that `plugin` is registered under.

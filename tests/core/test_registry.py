@@ -258,3 +258,10 @@ def test_importing_bertkit_and_listing_plugins_imports_neither_tensorflow_nor_a_
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_an_argument_that_keras_would_refuse_is_named() -> None:
+    from bertkit.registry import heads
+
+    with pytest.raises(PluginError, match=r"'binary' has no argument dropuot\. It takes: labels"):
+        heads.create("binary", dropuot=0.1)
