@@ -291,7 +291,8 @@ class Feed:
         dataset = tf.data.Dataset.from_generator(converted, output_signature=spec)
         if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
             count = x.cardinality() if isinstance(x, tf.data.Dataset) else len(x)
-            dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
+            if count != tf.data.UNKNOWN_CARDINALITY:
+                dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
         return dataset.prefetch(2)
 
     def learn_labels(self, x: Any) -> None:
