@@ -1,0 +1,253 @@
+"""AdamW against Keras's own, and the schedule against its formula."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bertkit.training.optimizer import AdamW
+from bertkit.training.schedule import WarmupSchedule
+from tests.tiny_models import assert_same, weights_of
+
+OPTIONS = {"learning_rate": 1e-3, "weight_decay": 0.1}
+STEPS = 20
+ROWS, WIDTH = 30, 4  # of the embedding table
+
+
+class Reference(keras.optimizers.AdamW):
+    """Keras's AdamW, told by its own means to leave vectors undecayed.
+
+    A sparse gradient is made dense: of a row that is there twice, such as a word that a batch
+    repeats, Keras adds the squares where the square of the sum is meant.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        super().update_step(tf.convert_to_tensor(gradient), variable, learning_rate)
+
+    def build(self, variables: list[Any]) -> None:
+        vectors = [variable for variable in variables if len(variable.shape) < 2]
+        if vectors:
+            self.exclude_from_weight_decay(var_list=vectors)
+        super().build(variables)
+
+
+def variables() -> list[keras.Variable]:
+    """Return a table, a matrix, a vector and a scalar with the same numbers each time."""
+    random = np.random.default_rng(0)
+    shapes: list[tuple[int, ...]] = [(ROWS, WIDTH), (WIDTH, 3), (3,), ()]
+    return [keras.Variable(random.normal(size=shape).astype("float32")) for shape in shapes]
+
+
+def gradients(step: int, sparse: bool) -> list[Any]:
+    random = np.random.default_rng([7, step])
+    scale = 10.0 ** random.uniform(-4, 2)
+    made: list[Any] = [
+        tf.constant((scale * random.normal(size=shape)).astype("float32"))
+        for shape in [(ROWS, WIDTH), (WIDTH, 3), (3,), ()]
+    ]
+    if sparse:  # as of an embedding; an index twice, and most rows not at all
+        rows = tf.constant([3, 3, 17, int(random.integers(ROWS))])
+        made[0] = tf.IndexedSlices(made[0][:4], rows, tf.constant([ROWS, WIDTH]))
+    return made
+
+
+def trained(
+    optimizer: keras.optimizers.Optimizer, sparse: bool, graph: bool
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the variables, and the optimizer's state, after some steps."""
+    made = variables()
+    optimizer.build(made)
+
+    def apply(*grads: Any) -> None:
+        optimizer.apply(list(grads), made)
+
+    step = tf.function(apply) if graph else apply
+    for index in range(STEPS):
+        step(*gradients(index, sparse))
+    return [np.array(x) for x in made], [np.array(x) for x in optimizer.variables]
+
+
+def assert_close(found: list[np.ndarray], expected: list[np.ndarray], **tolerance: float) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.0},
+        {"beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3},
+        {"clipnorm": 0.1},
+        {"global_clipnorm": 0.5},
+        {"clipvalue": 0.05},
+        {"gradient_accumulation_steps": 4},
+        {"learning_rate": WarmupSchedule(1e-3, STEPS, 5)},
+        {"use_ema": True, "ema_momentum": 0.9},
+    ],
+    ids=lambda options: ",".join(options) or "default",
+)
+def test_as_keras(options: dict[str, Any], sparse: bool, graph: bool) -> None:
+    (found, state), (expected, expected_state) = (
+        trained(cls(**{**OPTIONS, **options}), sparse, graph) for cls in (AdamW, Reference)
+    )
+    assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    # The kernel has 1 - beta in float32, where Keras rounds only the product.
+    assert_close(state, expected_state, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(found[0], np.array(variables()[0]), atol=1e-3)  # it has moved
+
+
+def test_vectors_are_not_decayed() -> None:
+    made = variables()
+    before = [np.array(variable) for variable in made]
+    optimizer = AdamW(**OPTIONS)
+    optimizer.build(made)
+    optimizer.apply([tf.zeros(variable.shape) for variable in made], made)
+    for variable, old in zip(made, before, strict=True):
+        factor = 1 - 1e-3 * 0.1 if old.ndim > 1 else 1.0
+        np.testing.assert_allclose(np.array(variable), old * factor, rtol=1e-6)
+
+
+def small_model(optimizer: Any, precision: str = "float32") -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.layers.Embedding(20, 8, dtype=precision),
+            keras.layers.Flatten(dtype=precision),
+            keras.layers.Dense(8, activation="tanh", dtype=precision),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
+    model.build((None, 5))
+    if precision == "mixed_float16":
+        # It starts so high that the first steps overflow and are left out.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**40)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=False)
+    return model
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(1)
+    return random.integers(0, 20, (70, 5)), random.normal(size=(70, 1)).astype("float32")
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_in_a_model(precision: str) -> None:
+    models = [small_model(cls(**OPTIONS), precision) for cls in (AdamW, Reference)]
+    for model in models:
+        model.fit(*data(), batch_size=8, epochs=3, shuffle=False, verbose=0)
+    own, keras_own = models
+    if precision == "mixed_float16":
+        scales = [float(model.optimizer.dynamic_scale) for model in models]
+        assert scales[0] == scales[1] < 2.0**40
+        iterations = [int(model.optimizer.inner_optimizer.iterations) for model in models]
+        assert 0 < iterations[0] == iterations[1] < 27
+    # In half precision a rounding of the last bit moves a gradient by a thousandth.
+    tolerance = 2e-6 if precision == "float32" else 2e-3
+    for one, other in zip(own.weights, keras_own.weights, strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), atol=tolerance)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    schedule = WarmupSchedule(0.01, 60, 6, "cosine")
+    model = small_model(AdamW(schedule, weight_decay=0.1, clipnorm=1.0))
+    model.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is AdamW
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert isinstance(loaded.optimizer._learning_rate, WarmupSchedule)
+    assert int(loaded.optimizer.iterations) == 18
+    assert_same(weights_of(loaded), weights_of(model))
+    for each in (model, loaded):
+        each.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert_same(weights_of(loaded), weights_of(model))
+
+
+def test_under_a_strategy() -> None:
+    """Two replicas, of which each sees half a batch, take the steps of one that sees it all."""
+    code = """
+import json, sys
+import numpy as np, tensorflow as tf
+from tests.core import test_optimizer as tests
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+weights = []
+for scope in (strategy.scope, tf.distribute.get_strategy().scope):
+    with scope():
+        model = tests.small_model(tests.AdamW(**tests.OPTIONS))
+    model.fit(tests.data()[0][:64], tests.data()[1][:64], batch_size=8, epochs=2, shuffle=False,
+              verbose=0)
+    state = [np.array(variable) for variable in model.optimizer.variables]
+    weights.append([np.array(weight) for weight in model.weights] + state)
+print(json.dumps([float(np.abs(a - b).max()) for a, b in zip(*weights, strict=True)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert len(differences) > 10 and max(differences) < 1e-5
+
+
+def schedule_by_numpy(peak: float, steps: int, warmup: int, decay: str) -> np.ndarray:
+    """Return the learning rate of each step, and of some after the last."""
+    rates = []
+    for step in range(steps + 3):
+        if step < warmup:
+            rates.append(peak * (step + 1) / warmup)
+        else:
+            done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+            rates.append(
+                peak
+                * {
+                    "linear": 1 - done,
+                    "cosine": (1 + np.cos(np.pi * done)) / 2,
+                    "constant": 1.0,
+                }[decay]
+            )
+    return np.array(rates)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(10, 0), (10, 1), (10, 3), (10, 10), (1, 0), (1, 1), (97, 13)]
+)
+def test_schedule(steps: int, warmup: int, decay: Any) -> None:
+    schedule = WarmupSchedule(5e-5, steps, warmup, decay)
+    rates = np.array([schedule(step) for step in range(steps + 3)])
+    expected = schedule_by_numpy(5e-5, steps, warmup, decay)
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-11)
+    assert rates[:steps].min() > 0  # no step is wasted
+    assert rates[:steps].max() == pytest.approx(5e-5)
+    again = WarmupSchedule.from_config(json.loads(json.dumps(schedule.get_config())))
+    assert [float(again(step)) for step in range(steps)] == rates[:steps].tolist()
+    assert schedule(tf.constant(0, tf.int64)).dtype == tf.float32
+
+
+def test_the_schedule_drives_the_optimizer() -> None:
+    made = [keras.Variable(np.zeros((2, 2), "float32"))]
+    optimizer = AdamW(WarmupSchedule(0.1, 8, 2), weight_decay=0.0)
+    optimizer.build(made)
+    moved = []
+    for _ in range(8):
+        before = np.array(made[0])
+        optimizer.apply([tf.ones((2, 2))], made)  # a constant gradient moves by the rate
+        moved.append(float((before - np.array(made[0])).max()))
+    np.testing.assert_allclose(moved, schedule_by_numpy(0.1, 8, 2, "linear")[:8], rtol=1e-4)
