@@ -26,6 +26,7 @@ _PUBLIC = {
     "load": "bertkit.artifact",
     "preprocessors": "bertkit.registry",
     "run": "bertkit.experiment",
+    "save": "bertkit.artifact",
 }
 
 __all__ = [
@@ -42,10 +43,11 @@ __all__ = [
     "load",
     "preprocessors",
     "run",
+    "save",
 ]
 
 if TYPE_CHECKING:
-    from bertkit.artifact import load
+    from bertkit.artifact import load, save
     from bertkit.bert import BertEncoder
     from bertkit.classifier import BertClassifier
     from bertkit.encoder import Encoder

@@ -51,9 +51,9 @@ def save(model: BertClassifier, folder: str | Path, config: str | None = None) -
         manifest = {
             "format": FORMAT,
             "versions": {
-                name: importlib.metadata.version(name)
+                name: version
                 for name in ("bertkit", "keras", "tensorflow", "tensorflow-text")
-                if _installed(name)
+                if (version := _version(name))
             },
             "plugins": {
                 kind: {"name": name, "distribution": _distribution(kind, name)}
@@ -89,8 +89,8 @@ def load(path: str | Path) -> BertClassifier:
         model = keras.models.load_model(folder / MODEL, safe_mode=True)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise ArtifactError(
-            f"{folder / MODEL} cannot be loaded here ({str(error).splitlines()[0]}). It was saved "
-            f"with {_listed(manifest['versions'])}: install these."
+            f"{folder / MODEL} cannot be loaded here ({str(error).splitlines()[0]}). "
+            f"{_advice(manifest['versions'])}"
         ) from error
     if not isinstance(model, BertClassifier):
         raise ArtifactError(f"{folder / MODEL} holds a {type(model).__name__}, no BertClassifier.")
@@ -209,8 +209,18 @@ def _distribution(kind: str, name: str) -> str:
     return next(info.distribution for info in REGISTRIES[kind].infos() if info.name == name)
 
 
-def _installed(name: str) -> bool:
-    return bool(list(importlib.metadata.distributions(name=name)))
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _advice(saved_with: dict[str, str]) -> str:
+    others = {name: version for name, version in saved_with.items() if _version(name) != version}
+    if others:
+        return f"It was saved with {_listed(others)}: install these."
+    return "Import the module that defines what is missing, then load again."
 
 
 def _listed(versions: dict[str, str]) -> str:

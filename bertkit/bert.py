@@ -163,6 +163,11 @@ class BertEncoder(Encoder):
             return first
         return tf.tanh(linear(first, self.pooler_kernel, self.pooler_bias))
 
+    def unread(self, reads: Sequence[str]) -> list[Any]:
+        if self.pooling != "pooler" or "pooled" in reads:
+            return []
+        return [self.pooler_kernel, self.pooler_bias]
+
     def layers_in_order(self) -> list[keras.layers.Layer]:
         return [self.embeddings, *self.transformer_layers]
 

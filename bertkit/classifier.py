@@ -20,6 +20,7 @@ from bertkit.head import Head
 from bertkit.inputs import is_text
 from bertkit.preprocessor import Preprocessor
 from bertkit.registry import REGISTRIES, heads, preprocessors
+from bertkit.training import schedule as _schedule  # noqa: F401 - saved optimizers name it
 from bertkit.training.optimizer import AdamW
 
 DEFAULT_LEARNING_RATE = 5e-5
@@ -97,6 +98,17 @@ class BertClassifier(keras.Model):
         features = self.encoder(tensors, reads=self.head.reads, training=training)
         return tf.cast(self.head(features, training=training), tf.float32)
 
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """What training moves: not a pooler whose output the head does not read."""
+        unread = {id(weight) for weight in self.encoder.unread(self.head.reads)}
+        return [weight for weight in super().trainable_weights if id(weight) not in unread]
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The same as `trainable_weights`."""
+        return self.trainable_weights
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Take one step on a batch of `(inputs, targets[, sample weights])`.
 
@@ -120,6 +132,23 @@ class BertClassifier(keras.Model):
             loss = loss * replicas
         batch = tf.shape(tf.nest.flatten(x)[0])[0]
         self._loss_tracker.update_state(loss, sample_weight=batch)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Make variables before the first step under a strategy, from one replica's rows.
+
+        Keras takes the mean of a batch over the replicas for it: of ids, which then are fractions,
+        and of a ragged batch, which has none.
+        """
+        if self._distribute_strategy is None:
+            return
+        if iterator is not None:
+            _, _, batches = next(iter(iterator))
+            data_batch = tf.nest.map_structure(
+                lambda part: self.distribute_strategy.experimental_local_results(part)[0],
+                next(batches),
+            )
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
 
     def fit(
         self,
@@ -365,7 +394,7 @@ class BertClassifier(keras.Model):
 def _with(callbacks: Any, counter: keras.callbacks.Callback) -> Any:
     """Add the counter to whatever form `callbacks` has."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(counter)
+        callbacks.callbacks.append(counter)
         return callbacks
     if callbacks is None:
         return [counter]

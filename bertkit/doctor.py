@@ -29,20 +29,33 @@ class Check:
 
 
 def diagnose() -> list[Check]:
-    """Return all checks. TensorFlow is loaded in processes of its own, so a crash is a finding."""
+    """Return all checks."""
     return [
         _python(),
         _same("TensorFlow Text", "tensorflow-text", "tensorflow"),
         _same("KerasHub", "keras-nlp", "keras-hub"),
         _setuptools(),
-        _imports("TensorFlow and Keras", "import keras; import bertkit.encoder",
-                 "pip install --force-reinstall tensorflow keras"),
-        _imports("TensorFlow Text's ABI", "import tensorflow_text",
-                 f"pip install --force-reinstall 'tensorflow-text=={_minor('tensorflow')}.*'"),
-        _imports("TensorFlow Hub", "import tensorflow_hub",
-                 "pip install 'setuptools<82' tensorflow-hub"),
         _backend(),
-        *_plugins(),
+        *_loaded(
+            [
+                _Import("TensorFlow and Keras", "import keras; import bertkit.encoder",
+                        "pip install --force-reinstall tensorflow keras"),
+                _Import("TensorFlow Text's ABI", "import tensorflow_text",
+                        "pip install --force-reinstall "
+                        f"'tensorflow-text=={_minor('tensorflow')}.*'"),
+                _Import("TensorFlow Hub", "import tensorflow_hub",
+                        "pip install 'setuptools<82' tensorflow-hub"),
+                *(
+                    _Import(f"{kind} {info.name} of {info.distribution}",
+                            f"from bertkit.registry import REGISTRIES as r; "
+                            f"r[{kind!r}].get({info.name!r})",
+                            f"update or uninstall {info.distribution}")
+                    for kind, registry in REGISTRIES.items()
+                    for info in registry.infos()
+                ),
+            ]
+        ),
+        *_missing_plugins(),
     ]  # fmt: skip
 
 
@@ -68,18 +81,48 @@ def _setuptools() -> Check:
     return Check("setuptools below 82, for TensorFlow Hub", ok, found or "missing", fix)
 
 
-def _imports(title: str, code: str, fix: str) -> Check:
+@dataclass(frozen=True)
+class _Import:
+    """Code that must run, and what mends it if it does not."""
+
+    title: str
+    code: str
+    fix: str
+
+
+# Runs each of its arguments, and prints a line for each: empty if it ran, else the error.
+_RUNNER = """
+import sys
+for code in sys.argv[1:]:
+    try:
+        exec(code)
+        error = ""
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    sys.__stdout__.write("bertkit:" + " ".join(error.split()) + chr(10))
+    sys.__stdout__.flush()
+"""
+
+
+def _loaded(imports: list[_Import]) -> list[Check]:
+    """Run imports in a process of its own, so that a crash is a finding too."""
     process = subprocess.run(  # noqa: S603 - our own interpreter and code
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", _RUNNER, *(entry.code for entry in imports)],
         capture_output=True,
         text=True,
+        errors="replace",
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         check=False,
     )
-    if process.returncode == 0:
-        return Check(title, True, "loads")
-    lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-    return Check(title, False, lines[-1], fix)
+    lines = process.stdout.splitlines()
+    errors = [line.removeprefix("bertkit:") for line in lines if line.startswith("bertkit:")]
+    if len(errors) < len(imports):  # the process died in the next one
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        errors.append(f"the process ended with code {process.returncode}: {last}")
+    return [
+        Check(entry.title, not error, error or "loads", entry.fix if error else "")
+        for entry, error in zip(imports, errors, strict=False)
+    ]
 
 
 def _backend() -> Check:
@@ -89,20 +132,13 @@ def _backend() -> Check:
     return Check("KERAS_BACKEND", ok, shown, "" if ok else "export KERAS_BACKEND=tensorflow")
 
 
-def _plugins() -> list[Check]:
-    """Check that each plugin's distribution can be read, without importing the plugin here."""
-    checks = []
-    for kind, registry in REGISTRIES.items():
-        names = registry.names()
-        code = "\n".join(
-            [f"from bertkit.registry import REGISTRIES as r", *(  # noqa: F541
-                f"r[{kind!r}].get({name!r})" for name in names)]
-        )  # fmt: skip
-        check = _imports(f"{kind}s: {', '.join(names) or 'none'}", code,
-                         "update or uninstall the distribution that is named")  # fmt: skip
-        ok = check.ok and bool(names)
-        checks.append(check if names else Check(check.name, ok, "none", "pip install bertkit"))
-    return checks
+def _missing_plugins() -> list[Check]:
+    """Return a finding for each kind of plugin of which there is none."""
+    return [
+        Check(f"{kind}s", False, "none", "pip install --force-reinstall bertkit")
+        for kind, registry in REGISTRIES.items()
+        if not registry.names()
+    ]
 
 
 def _version(name: str) -> str | None:

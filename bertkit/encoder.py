@@ -72,6 +72,10 @@ class Encoder(keras.layers.Layer):
         """Return the layers from the embeddings up, for freezing and per-layer learning rates."""
         return [self]
 
+    def unread(self, reads: Sequence[str]) -> list[Any]:
+        """Return the weights on which none of the features that are read depends."""
+        return []
+
     @property
     def vocabulary(self) -> Vocabulary | None:
         """The vocabulary whose ids the encoder understands."""

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from bertkit.bert import BertEncoder
-from bertkit.errors import EncoderError
+from bertkit.errors import EncoderError, InputError
 from bertkit.layers import ACTIVATIONS, LayerNorm, gelu
 from bertkit.tokenizer import Vocabulary
 from tests import reference_bert
@@ -270,8 +270,12 @@ def test_config_round_trip() -> None:
 def test_a_sequence_longer_than_the_positions_is_refused() -> None:
     encoder = make(max_sequence_length=11)
     any_length = {name: tf.TensorSpec((None, None), tf.int32) for name in batch()}
-    for function in (encoder, tf.function(encoder, input_signature=[any_length])):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=r"longer than the 11 positions"):
+    # What is known while a graph is made is ours to say; what is not, TensorFlow's.
+    for function, error in (
+        (encoder, InputError),
+        (tf.function(encoder, input_signature=[any_length]), tf.errors.InvalidArgumentError),
+    ):
+        with pytest.raises(error, match=r"longer than the 11 positions"):
             function(batch())
 
 
@@ -298,3 +302,25 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused() -> None:
     with pytest.raises(EncoderError, match=r"has 188 pieces, but .* has embeddings for 187"):
         make(vocabulary_size=187).vocabulary = Vocabulary(VOCABULARY)
     make(vocabulary_size=189).vocabulary = Vocabulary(VOCABULARY)
+
+
+def test_a_pooler_that_no_head_reads_is_not_trained(recwarn: pytest.WarningsRecorder) -> None:
+    from bertkit import BertClassifier, BertEncoder
+    from bertkit_plugins.heads.multiclass import MulticlassHead
+
+    class FirstToken(MulticlassHead):
+        reads = ("sequence",)
+
+        def call(self, features, training=False):  # type: ignore[no-untyped-def]
+            return super().call({"pooled": features["sequence"][:, 0]}, training)
+
+    encoder = BertEncoder(20, 8, 1, 2, 16)
+    rows = {"token_ids": np.ones((4, 3), "int32"), "padding_mask": np.ones((4, 3), "int32")}
+    before = encoder.pooler_kernel.numpy()
+    sequence = BertClassifier(encoder, FirstToken(labels=["a", "b"]))
+    sequence.fit(rows, ["a", "b", "a", "b"], verbose=0)
+    np.testing.assert_array_equal(encoder.pooler_kernel.numpy(), before)
+    assert not [str(w.message) for w in recwarn if "Gradients do not exist" in str(w.message)]
+    pooled = BertClassifier(encoder, "multiclass")
+    pooled.fit(rows, ["a", "b", "a", "b"], verbose=0)
+    assert (encoder.pooler_kernel.numpy() != before).any()
