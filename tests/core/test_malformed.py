@@ -564,6 +564,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
+@pytest.fixture(scope="module")
+def before(place: Path) -> dict[str, str]:
+    return snapshot(place)
+
+
 @pytest.fixture
 def bertkit(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -578,9 +583,10 @@ def test_there_are_enough_cases() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_cause_and_a_fix(bertkit: CommandLine, place: Path, name: str) -> None:
+def test_a_cause_and_a_fix(
+    bertkit: CommandLine, place: Path, before: dict[str, str], name: str
+) -> None:
     case = CASES[name]
-    before = snapshot(place)
     for file, content in case.files.items():
         (place / file).write_bytes(content)
     done = bertkit(*case.words, stdin=case.stdin)
