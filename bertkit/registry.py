@@ -121,10 +121,13 @@ class Registry(Generic[Contract]):
             PluginError: as `get` does, or the arguments do not fit the plugin's signature.
         """
         plugin = self.get(name)
-        parameters = inspect.signature(plugin).parameters
-        taken = ", ".join(key for key in parameters if key not in ("args", "kwargs")) or "nothing"
+        # A Keras layer's __new__ takes anything, so a class is asked for its __init__.
+        signature = inspect.signature(plugin.__init__ if inspect.isclass(plugin) else plugin)
+        own = [None] if inspect.isclass(plugin) else []
+        parameters = [key for key in signature.parameters if key not in ("self", "args", "kwargs")]
+        taken = ", ".join(parameters) or "nothing"
         try:
-            inspect.signature(plugin).bind(*args, **arguments)
+            signature.bind(*own, *args, **arguments)
         except TypeError as error:
             raise PluginError(
                 f"The {self.kind} {name!r} cannot be made: {error}. It takes: {taken}."
