@@ -14,7 +14,6 @@ import bertkit
 from tests.tiny_models import LABELS, TEXTS, assert_same, tensors, tiny_model, weights_of
 
 BATCH_SIZE = 4  # 11 rows: the last batch is ragged
-FLOATS = ("float32", "mixed_float16")
 
 
 def subclass(train_step: Callable[..., Any]) -> type[bertkit.BertClassifier]:
@@ -44,7 +43,12 @@ def trained(
     """Return all weights, with the optimizer's, and the logged losses of a training."""
     keras.config.set_dtype_policy(policy)
     model = tiny_model(head, cls=cls)
-    model.compile(keras.optimizers.AdamW(1e-3, gradient_accumulation_steps=accumulation))
+    if head == "multiclass":
+        optimizer = keras.optimizers.AdamW(1e-3, gradient_accumulation_steps=accumulation)
+    else:  # traced in half the time
+        optimizer = keras.optimizers.SGD(0.1, 0.9, gradient_accumulation_steps=accumulation)
+    # Metrics that make variables in the first step have it traced twice.
+    model.compile(optimizer, metrics=None if head == "multiclass" else [])
     random = np.random.default_rng(0)
     shape = (len(TEXTS), 3) if head == "multi_label" else (len(TEXTS),)
     history = model.fit(
@@ -118,14 +122,13 @@ def unscaled(self: Any, data: Any) -> dict[str, Any]:
 
 
 def test_a_loss_averaged_over_batches_is_caught() -> None:
-    weights, losses = trained(bertkit.BertClassifier, "binary", epochs=1)
-    others, other_losses = trained(subclass(averaged_over_batches), "binary", epochs=1)
-    assert_same(weights[: len(others) // 4], others[: len(others) // 4])
-    assert losses != other_losses
+    _, losses = trained(bertkit.BertClassifier, "multiclass", epochs=1)
+    _, others = trained(subclass(averaged_over_batches), "multiclass", epochs=1)
+    assert losses != others
 
 
 def test_an_unscaled_loss_is_caught() -> None:
-    options: dict[str, Any] = {"policy": "mixed_float16", "epochs": 1}
-    weights, _ = trained(bertkit.BertClassifier, "binary", **options)
-    others, _ = trained(subclass(unscaled), "binary", **options)
+    options: dict[str, Any] = {"policy": "mixed_float16", "epochs": 1, "weighted": False}
+    weights, _ = trained(bertkit.BertClassifier, "multiclass", **options)
+    others, _ = trained(subclass(unscaled), "multiclass", **options)
     assert not all(np.array_equal(a, b) for a, b in zip(weights, others, strict=True))
