@@ -53,7 +53,7 @@ def fitted(
     model.fit(x, y, **options)
     # Without the counts of steps and random numbers: where the end of a stream is not known,
     # TensorFlow begins a step before it learns that no batch comes.
-    moments = [variable for variable in model.optimizer.variables if variable.shape]
+    moments = [variable for variable in model.optimizer.variables if len(variable.shape)]
     return [variable.numpy() for variable in [*model.trainable_variables, *moments]]
 
 

@@ -111,6 +111,13 @@ def test_long_words_are_unknown_beyond_a_hundred_characters(letter: str, lowerca
     assert_equal(texts, lowercase)
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_letters_with_a_lowercase_of_their_own(lowercase: bool) -> None:
+    assert_equal(
+        ["ΑΣ", "ΣΑΣ.", "ΑΣ-ΑΣ", "Σ", "ς", "İstanbul", "ISTANBUL", "ẞ", "ǅ", "ŒÆ"], lowercase
+    )
+
+
 def test_a_long_word_does_not_change_the_rest_of_its_batch() -> None:
     ours, _ = both(True)
     alone, together = ours(["the cat sat"])[0], ours(["a" * 101, "the cat sat"])
