@@ -21,6 +21,8 @@ app = typer.Typer(
     help="Fine-tune BERT as a text classifier in Keras 3.",
 )
 
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -205,9 +207,13 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            # TensorFlow may wait for ever for the thread of a dataset that was not read to its
+            # end, so the process ends without taking anything down.
+            print("Interrupted.", file=sys.stderr, flush=True)
+            os._exit(_INTERRUPTED)
+        raise
     except ImportError as error:
         _fail(f"{error}. Run `bertkit doctor`: it names what to install.")
     except OSError as error:
