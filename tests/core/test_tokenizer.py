@@ -13,7 +13,10 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from bertkit.errors import EncoderError, InputError
 from bertkit.tokenizer import Vocabulary, WordPieceTokenizer
@@ -41,9 +44,12 @@ def both(lowercase: bool, pieces: tuple[str, ...] = PIECES) -> tuple[Any, Any]:
     """Return a function from texts to lists of ids, ours and the reference's."""
     ours = WordPieceTokenizer(Vocabulary(pieces, lowercase=lowercase))
     graph = tf.function(ours, input_signature=[tf.TensorSpec([None], tf.string)])
-    reference = BertWordPieceTokenizer(
-        {piece: index for index, piece in enumerate(pieces)}, lowercase=lowercase
+    # The parts of BertWordPieceTokenizer, without its search for "[SEP]" and such in the text.
+    reference = Tokenizer(
+        WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]")
     )
+    reference.normalizer = BertNormalizer(lowercase=lowercase)
+    reference.pre_tokenizer = BertPreTokenizer()
 
     def expected(texts: list[str]) -> list[list[int]]:
         return [e.ids for e in reference.encode_batch(texts, add_special_tokens=False)]
@@ -85,8 +91,7 @@ KINDS = {
 TEXTS = st.lists(
     st.one_of(*(st.text(kind, max_size=12) for kind in KINDS.values()),
               st.text(st.one_of(*KINDS.values()), max_size=25),
-              # Within a text "[SEP]" is no special piece here, as in Google's original.
-              st.sampled_from(PIECES[5:]).map(lambda piece: piece.removeprefix("##"))),
+              st.sampled_from(PIECES).map(lambda piece: piece.removeprefix("##"))),
     max_size=5,
 ).map(" ".join)  # fmt: skip
 
