@@ -52,7 +52,7 @@ class CommandLine:
         return Done(int(ended.value.code or 0), captured.out, captured.err)
 
 
-def tiny_config(head: str = "binary", **changes: Any) -> dict[str, Any]:
+def tiny_config(head: str = "binary", /, **changes: Any) -> dict[str, Any]:
     """Return a config of the tiny model over `rows.jsonl`.
 
     Args:
