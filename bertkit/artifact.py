@@ -168,10 +168,16 @@ def staged(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o777 & ~_umask())
-        _move(stage, folder, replace)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+    try:
+        _move(stage, folder, replace)
+    except OSError as error:  # what is finished is not thrown away
+        raise ArtifactError(
+            f"{folder} cannot be put in place ({error.strerror}): something took that name "
+            f"meanwhile. What was finished is kept in {stage}; rename it."
+        ) from error
 
 
 def _move(stage: Path, folder: Path, replace: bool) -> None:

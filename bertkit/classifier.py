@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bertkit.compiling import named_metrics, refuse_named_loss
 from bertkit.data.batches import Order, make_dataset, plan
 from bertkit.encoder import Encoder
-from bertkit.errors import BertkitError, InputError
+from bertkit.errors import BertkitError, InputError, shown
 from bertkit.feeding import STREAMS, EpochCounter, Feed, batch_size_of, unpacked
 from bertkit.head import Head
 from bertkit.inputs import is_text
@@ -35,8 +37,9 @@ class BertClassifier(keras.Model):
     and `predict` are Keras's, and take raw text and raw labels as well: a list of strings or of
     pairs, an array, a pandas column, a generator or a `tf.data.Dataset` of batches.
 
-    What `compile` is not given, the head gives: loss and metrics. A model that was never compiled
-    is trained with AdamW at 5e-5.
+    What `compile` is not given, the head gives: loss and metrics. A metric that is given by a name
+    is the head's metric of that name. Without an optimizer (Keras's default, RMSprop at 1e-3,
+    counts as none) the model is trained with AdamW at 5e-5.
 
     Args:
         encoder: where features come from.
@@ -58,13 +61,16 @@ class BertClassifier(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.encoder = encoder
-        self.head = heads.create(head) if isinstance(head, str) else head
-        if isinstance(preprocessor, str):
-            preprocessor = preprocessors.create(preprocessor)
+        self.encoder = _part("encoder", encoder, Encoder)
+        self.head = _part("head", heads.create(head) if isinstance(head, str) else head, Head)
+        self.preprocessor: Preprocessor | None = None
         if preprocessor is not None:
-            preprocessor.bind(encoder)
-        self.preprocessor = preprocessor
+            made = (
+                preprocessors.create(preprocessor)
+                if isinstance(preprocessor, str)
+                else _part("preprocessor", preprocessor, Preprocessor)
+            )
+            self.preprocessor = made.serving(encoder)
         if self.head.adapted:
             self.build()
 
@@ -121,8 +127,11 @@ class BertClassifier(keras.Model):
             self._track_loss(loss, x)
             scaled = self.optimizer.scale_loss(loss)  # mixed_float16 trains only with it
         weights = self.trainable_weights
-        gradients = tape.gradient(scaled, weights)
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        if weights:
+            gradients = tape.gradient(scaled, weights)
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        else:
+            warnings.warn("Everything is frozen, so this step trains nothing.", stacklevel=2)
         return self.compute_metrics(x, y, logits, sample_weight=sample_weight)
 
     def _track_loss(self, loss: tf.Tensor, x: Any) -> None:
@@ -279,6 +288,8 @@ class BertClassifier(keras.Model):
         Returns:
             For most heads `{"label": …, "score": …, "scores": {label: probability}}` a row.
         """
+        if isinstance(x, (list, tuple, np.ndarray)) and len(x) == 0:
+            return []
         return self.head.decode(self.predict(x, batch_size=batch_size, verbose=0))
 
     def train_on_batch(
@@ -351,15 +362,25 @@ class BertClassifier(keras.Model):
                 self.optimizer.build(self.trainable_weights)
 
     def _compile_from_head(self) -> None:
-        """Give `compile` what it was not given: the head's loss and metrics, AdamW."""
-        if self._compile_loss is not None:
-            return
+        """Give `compile` what it was not given: the head's loss and metrics, AdamW.
+
+        Raises:
+            InputError: a loss or metric was given by a name that would misread logits.
+        """
         given = dict(self._compile_config.config) if self.compiled else {}
-        if given.get("optimizer") is None:
-            given["optimizer"] = AdamW(DEFAULT_LEARNING_RATE)
+        completed = dict(given)
+        if _is_default(given.get("optimizer")):
+            completed["optimizer"] = AdamW(DEFAULT_LEARNING_RATE)
+        if given.get("loss") is None:
+            completed["loss"] = self.head.make_loss()
+        refuse_named_loss(given.get("loss"))
         if given.get("metrics") is None and given.get("weighted_metrics") is None:
-            given["metrics"] = self.head.make_metrics()
-        self.compile(**{**given, "loss": self.head.make_loss()})
+            completed["metrics"] = self.head.make_metrics()
+        for key in ("metrics", "weighted_metrics"):
+            if given.get(key):
+                completed[key] = named_metrics(given[key], self.head)
+        if any(completed[key] is not given.get(key) for key in completed):
+            self.compile(**completed)
 
     def get_config(self) -> dict[str, Any]:
         """Return the parts, each by its registered name and its own config."""
@@ -389,6 +410,25 @@ class BertClassifier(keras.Model):
 
     def get_build_config(self) -> None:
         """Return nothing: the constructor builds the model as soon as the labels are known."""
+
+
+def _part(kind: str, part: Any, contract: type[Any]) -> Any:
+    """Return a part if it is an instance of its contract."""
+    if not isinstance(part, contract):
+        about = ", the class itself" if isinstance(part, type) else ""
+        raise InputError(
+            f"The {kind} is {shown(part)}{about}. Give an instance of bertkit.{contract.__name__}, "
+            f"such as bertkit.{kind}s.create(name, ...) makes."
+        )
+    return part
+
+
+def _is_default(optimizer: Any) -> bool:
+    """Return whether an optimizer is none, or what `compile` takes when it is given none."""
+    if optimizer is None:
+        return True
+    default = keras.optimizers.RMSprop(name=optimizer.name)
+    return type(optimizer) is type(default) and optimizer.get_config() == default.get_config()
 
 
 def _with(callbacks: Any, counter: keras.callbacks.Callback) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Optional
@@ -200,6 +201,7 @@ def main() -> None:
     """Run the command line; an error that names its fix is printed alone, with exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label it has no letters for
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished goes
     try:
         app()
     except BertkitError as error:

@@ -126,21 +126,26 @@ def run(
     return Result(model, metrics, folder)
 
 
-def read_data(config: ExperimentConfig, model: BertClassifier) -> dict[str, Split]:
+def read_data(
+    config: ExperimentConfig, model: BertClassifier, training: bool = True
+) -> dict[str, Split]:
     """Read and tokenize "train", "validation" and "test", as far as the config names them.
 
-    A fraction is held out of the training rows, at random from the seed.
+    A fraction is held out of the training rows, at random from the seed. Without `training`,
+    training rows are read only if others are held out of them.
     """
     data = config.data
     columns = columns_of(data)
     preprocessor = cast("Preprocessor", model.preprocessor)  # every config names one
     given = {"train": data.train, "validation": data.validation, "test": data.test}
+    fractions = {name: part for name, part in given.items() if isinstance(part, float)}
+    if not training and not fractions:
+        del given["train"]
     splits = {
         name: load_split(paths, columns, preprocessor)
         for name, paths in given.items()
         if paths is not None and not isinstance(paths, float)
     }
-    fractions = {name: part for name, part in given.items() if isinstance(part, float)}
     if fractions:
         splits |= _held_out(splits["train"], fractions, config.seed)
     return {name: splits[name] for name in given if name in splits}
@@ -247,7 +252,9 @@ def evaluate_run(path: str | Path, data: Sequence[str] = ()) -> Metrics:
     if data:
         preprocessor = cast("Preprocessor", model.preprocessor)
         return {"data": evaluate(model, load_split(data, columns_of(config.data), preprocessor))}
-    splits = read_data(config, model)
+    if config.data.validation is None and config.data.test is None:
+        raise DataError("This run has neither validation nor test rows. Name some with --data.")
+    splits = read_data(config, model, training=False)
     return {name: evaluate(model, split) for name, split in splits.items() if name != "train"}
 
 
@@ -271,16 +278,17 @@ def predict_rows(
     columns = columns_of(saved_config(path).data, labelled=False)
     rows = read_rows(source, columns, format)
     while chunk := list(itertools.islice(rows, batch_size)):
-        for row in chunk:
-            if row.empty:
-                raise DataError(
-                    f"{row.file}, line {row.line}: the text is empty. Remove the row, or put a "
-                    "placeholder in it."
-                )
-        (texts,) = text_chunks(iter(chunk), len(columns.text), size=batch_size)
-        for row, prediction in zip(chunk, model.classify(texts, batch_size), strict=True):
-            text = row.texts[0] if len(row.texts) == 1 else list(row.texts)
-            yield {"text": text, **prediction}
+        whole = list(itertools.takewhile(lambda row: not row.empty, chunk))
+        for texts in text_chunks(iter(whole), len(columns.text), size=batch_size):
+            for row, prediction in zip(whole, model.classify(texts, batch_size), strict=True):
+                text = row.texts[0] if len(row.texts) == 1 else list(row.texts)
+                yield {"text": text, **prediction}
+        if len(whole) < len(chunk):
+            row = chunk[len(whole)]
+            raise DataError(
+                f"{row.file}, line {row.line}: the text is empty. Remove the row, or put a "
+                "placeholder in it."
+            )
 
 
 def saved_config(path: str | Path) -> ExperimentConfig:

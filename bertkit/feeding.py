@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.data.batches import Order, make_dataset
+from bertkit.data.batches import Order, kept_alive, make_dataset
 from bertkit.data.examples import Examples
 from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import BertkitError, InputError, shown
@@ -253,7 +254,8 @@ class Feed:
             InputError: there is no batch, or the first one cannot be used. What is wrong with
                 a later one is raised while it is pulled; see `surfaced`.
         """
-        raw, first = _started(x)
+        source = _started(x)
+        there = weakref.ref(source)
 
         def convert(batch: Any) -> tuple[Any, ...]:
             if not labelled:  # a list is a batch of texts
@@ -264,9 +266,11 @@ class Feed:
             return self.batch(texts, labels, weights)
 
         def converted() -> Iterator[tuple[Any, ...]]:
-            count = 0
+            count, source = 0, there()
+            if source is None:
+                return
             try:
-                for count, batch in enumerate(raw(), start=1):
+                for count, batch in enumerate(source.batches(), start=1):
                     parts = convert(batch)
                     if len(parts) != 1 + len(columns):
                         raise InputError(
@@ -283,17 +287,17 @@ class Feed:
                 self.errors.append(error)
                 raise
 
-        inputs, *columns = convert(first)
+        inputs, *columns = convert(source.first)
         spec = (
             {name: tf.TensorSpec((None, None), tf.int32) for name in inputs},
             *(tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns),
         )
         dataset = tf.data.Dataset.from_generator(converted, output_signature=spec)
         if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
-            count = x.cardinality() if isinstance(x, tf.data.Dataset) else len(x)
-            if count != tf.data.UNKNOWN_CARDINALITY:
+            count = x.cardinality() if isinstance(x, tf.data.Dataset) else x.num_batches
+            if count is not None and count != tf.data.UNKNOWN_CARDINALITY:
                 dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
-        return dataset.prefetch(2)
+        return kept_alive(dataset.prefetch(2), source)
 
     def learn_labels(self, x: Any) -> None:
         """Let the head learn its labels from a dataset, in a pass of its own.
@@ -301,15 +305,16 @@ class Feed:
         Raises:
             InputError: `x` cannot be read twice, or never ends.
         """
-        endless = isinstance(x, tf.data.Dataset) and x.cardinality() == tf.data.INFINITE_CARDINALITY
+        endless = (
+            isinstance(x, tf.data.Dataset) and x.cardinality() == tf.data.INFINITE_CARDINALITY
+        ) or (isinstance(x, keras.utils.PyDataset) and x.num_batches is None)
         if isinstance(x, Iterator) or endless:
             raise InputError(
                 f"The labels cannot be learned from {'an endless dataset' if endless else 'a generator'}, "  # noqa: E501
                 "which can be read only once. Give the head its `labels`, or call "
                 "`head.adapt(labels)` first."
             )
-        raw, _ = _started(x)
-        parts = [unpacked(batch)[1] for batch in raw()]
+        parts = [unpacked(batch)[1] for batch in _started(x).batches()]
         if any(part is None for part in parts):
             raise InputError(_NO_LABELS)
         parts = [part.numpy() if isinstance(part, tf.Tensor) else part for part in parts]
@@ -344,13 +349,21 @@ def _batches(x: Any) -> Iterator[Any]:
     if not isinstance(x, keras.utils.PyDataset):
         yield from x
         return
-    for index in range(len(x)):
+    for index in itertools.count() if x.num_batches is None else range(x.num_batches):
         yield x[index]
     x.on_epoch_end()  # where it shuffles
 
 
-def _started(x: Any) -> tuple[Callable[[], Iterator[Any]], Any]:
-    """Return a function that starts a pass over `x`, and the first batch.
+@dataclass
+class _Raw:
+    """A dataset or generator of raw batches: how a pass over it begins, and its first batch."""
+
+    batches: Callable[[], Iterator[Any]]
+    first: Any
+
+
+def _started(x: Any) -> _Raw:
+    """Look at the first batch of `x`.
 
     A generator has one pass only, which begins with the batch that was looked at.
     """
@@ -363,5 +376,5 @@ def _started(x: Any) -> tuple[Callable[[], Iterator[Any]], Any]:
         raise InputError("The dataset yields single texts. Batch it, as in dataset.batch(32).")
     if isinstance(x, Iterator):
         once = itertools.chain([first], batches)
-        return lambda: once, first
-    return lambda: _batches(x), first
+        return _Raw(lambda: once, first)
+    return _Raw(lambda: _batches(x), first)

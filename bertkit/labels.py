@@ -105,6 +105,8 @@ class LabelSpace:
     """
 
     def __init__(self, labels: Sequence[Any]) -> None:
+        if isinstance(labels, (str, bytes)):
+            raise InputError(f"The labels are the single text {shown(labels)}. Give a list.")
         self.labels: list[Label] = [plain(label, row) for row, label in enumerate(labels)]
         self._ids = {label: index for index, label in enumerate(self.labels)}
         if not self.labels:

@@ -45,6 +45,8 @@ class Preprocessor:
     text_columns: ClassVar[int] = 1
 
     def __init__(self, sequence_length: int = 128) -> None:
+        if isinstance(sequence_length, bool) or not isinstance(sequence_length, int):
+            raise InputError(f"sequence_length is {sequence_length!r}. Give a whole number.")
         smallest = 2 * self.text_columns + 1  # each text gets a token and a [SEP]; [CLS] leads
         if sequence_length < smallest:
             raise InputError(
@@ -75,6 +77,16 @@ class Preprocessor:
         self._encoder = encoder
         self._tokenizer = self._traced = None
 
+    def serving(self, encoder: Encoder) -> Preprocessor:
+        """Return this preprocessor bound to an encoder, or a copy if it serves another one.
+
+        Raises:
+            InputError: as `bind` does.
+        """
+        mine = self if self._encoder in (None, encoder) else type(self)(**self.get_config())
+        mine.bind(encoder)
+        return mine
+
     @property
     def vocabulary(self) -> Vocabulary:
         """The encoder's vocabulary.
@@ -90,7 +102,8 @@ class Preprocessor:
         if self._encoder.vocabulary is None:
             raise InputError(
                 f"The encoder {self._encoder.name!r} has no vocabulary, so text cannot become "
-                "token ids. Set `encoder.vocabulary = Vocabulary.from_file('vocab.txt')`."
+                "token ids. Set `encoder.vocabulary`, to Vocabulary.from_file('vocab.txt') or to "
+                "that of the model this one was cloned from."
             )
         return self._encoder.vocabulary
 

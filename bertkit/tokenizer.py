@@ -15,8 +15,9 @@ _CJK = (
     r"([\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}"
     r"\x{2B740}-\x{2B81F}\x{2B820}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}])"
 )
-# A word lies between white space and punctuation: ASCII's symbols and \p{P}.
-_LONG_WORD = r"[^ !-/:-@\[-`{-~\p{P}]{101,}"
+# Words are what lies between white space and punctuation, which is ASCII's symbols and \p{P}.
+_PUNCTUATION = r"([!-/:-@\[-`{-~\p{P}])"
+_LONG_WORD = r"[^ ]{101,}"
 _UNKNOWN = "\u0378"  # unassigned in Unicode, so in no vocabulary
 _SPECIAL = ("unknown_token", "start_token", "separator_token", "padding_token")
 
@@ -169,6 +170,9 @@ class WordPieceTokenizer:
         if vocabulary.lowercase:
             # BERT lowercases character by character: no special form of sigma ends a word.
             x = tf.strings.lower(replace(x, "Σ", "σ"), encoding="utf-8")
-        # The exact pattern for long words is costly, so a cheap one looks whether any is there.
-        long = tf.strings.regex_full_match(x, r".*[^ ]{101}.*")
-        return tf.cond(tf.reduce_any(long), lambda: replace(x, _LONG_WORD, _UNKNOWN), lambda: x)
+        return tf.cond(
+            tf.reduce_any(tf.strings.regex_full_match(x, r".*[^ ]{101}.*")),
+            # Punctuation ends a word anyway, so spaces around it change no piece.
+            lambda: replace(replace(x, _PUNCTUATION, r" \1 "), _LONG_WORD, _UNKNOWN),
+            lambda: x,
+        )

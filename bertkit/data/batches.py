@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -73,12 +75,37 @@ def make_dataset(
         multiple: lengths are rounded up to a multiple of it, to keep the shapes few.
     """
 
+    source = _Source(examples, columns)
+    there = weakref.ref(source)
+
     def batches() -> Iterator[tuple[Any, ...]]:
-        for rows in plan(examples.lengths, batch_size, order, seed, epoch()):
-            yield examples.batch(rows, multiple), *(column[rows] for column in columns)
+        source = there()
+        if source is None:
+            return
+        for rows in plan(source.examples.lengths, batch_size, order, seed, epoch()):
+            yield source.examples.batch(rows, multiple), *(part[rows] for part in source.columns)
 
     inputs = {name: tf.TensorSpec((None, None), tf.int32) for name in INPUT_NAMES}
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=(inputs, *others))
     count = -(-len(examples) // batch_size)
-    return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
+    return kept_alive(dataset, source)
+
+
+@dataclass
+class _Source:
+    """What a dataset reads from."""
+
+    examples: Examples
+    columns: tuple[np.ndarray, ...]
+
+
+def kept_alive(dataset: tf.data.Dataset, source: Any) -> tf.data.Dataset:
+    """Tie the life of what a dataset reads to the dataset.
+
+    TensorFlow never lets go of the function behind `from_generator`, so that function must hold
+    its data by a weak reference, or they stay in memory, and their files open, for good.
+    """
+    object.__setattr__(dataset, "_bertkit_source", source)
+    return dataset

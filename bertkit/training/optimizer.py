@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from bertkit.errors import InputError
+
 
 @keras.saving.register_keras_serializable("bertkit")
 class AdamW(keras.optimizers.AdamW):
@@ -20,6 +22,16 @@ class AdamW(keras.optimizers.AdamW):
         learning_rate: a number or a schedule.
         **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported.
     """
+
+    def build(self, variables: Any) -> None:
+        """Make the moments of each variable.
+
+        Raises:
+            InputError: `amsgrad` is asked for, which the fused update does not know.
+        """
+        if self.amsgrad:
+            raise InputError("bertkit's AdamW has no amsgrad. Use keras.optimizers.AdamW.")
+        super().build(variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable and its moments."""

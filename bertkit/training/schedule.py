@@ -17,7 +17,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         peak: the highest learning rate.
         steps: all updates of the run.
         warmup_steps: updates until the peak.
-        decay: "linear" or "cosine", to zero at the last update, or "constant".
+        decay: "linear" or "cosine", to zero after the last update, or "constant".
     """
 
     def __init__(

@@ -61,8 +61,6 @@ class RegressionHead(Head):
         numbers = self._numbers(labels)
         if not numbers.size:
             raise InputError("There are no labels. Give at least one.")
-        if len(numbers) == 0:
-            raise InputError("There are no labels. Give one number a row.")
         if self.center is None:
             self.center = float(numbers.mean())
         if self.scale is None:
