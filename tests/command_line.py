@@ -29,7 +29,7 @@ class Done:
     err: str
 
     def predictions(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
+        return [json.loads(line) for line in self.out.split("\n") if line]
 
 
 class CommandLine:
