@@ -288,7 +288,7 @@ class BertClassifier(keras.Model):
         Returns:
             For most heads `{"label": …, "score": …, "scores": {label: probability}}` a row.
         """
-        if isinstance(x, (list, tuple, np.ndarray)) and len(x) == 0:
+        if isinstance(x, (list, tuple)) and not x:
             return []
         return self.head.decode(self.predict(x, batch_size=batch_size, verbose=0))
 
