@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,19 +159,23 @@ def test_output(bertkit: CommandLine, place: Path) -> None:
 
 def test_lines_stream(place: Path) -> None:
     """The first prediction is there before the second line is sent; and nothing is chattered."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [BERTKIT, "predict", "runs/single", "--batch-size", "1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         # The encoding of a terminal that has no letters but ASCII's.
-        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        env={**clean, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     )  # fmt: skip
     assert process.stdin and process.stdout
+    watchdog = threading.Timer(120, process.kill)  # a line that does not come is waited for
+    watchdog.start()
     found = []
     for text in ("a good film", "très 😀", "bad"):
         process.stdin.write(f"{text}\n".encode())
         process.stdin.flush()
         found.append(json.loads(process.stdout.readline()))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
+    watchdog.cancel()
     assert (process.returncode, out, err) == (0, b"", b"")
     assert_alike(found, expected("single", ["a good film", "très 😀", "bad"]))
 
