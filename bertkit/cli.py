@@ -203,11 +203,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a label it has no letters for
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished goes
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except BertkitError as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
@@ -221,6 +223,16 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. Check the path, its permissions and the disk.")
+
+
+def _flush() -> None:
+    """Write what is left to write; if that fails, forget it: Python would try again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _fail(message: str) -> NoReturn:

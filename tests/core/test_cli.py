@@ -194,6 +194,26 @@ def test_a_reader_that_goes(place: Path) -> None:
     assert process.wait(timeout=60) in (0, 1)
 
 
+@pytest.mark.parametrize("command", ["version", "plugins", "schema"])
+def test_output_that_cannot_be_written(command: str) -> None:
+    """A full disk is said once; a reader that has gone is no error worth a word."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [BERTKIT, command], stdout=full, stderr=subprocess.PIPE, text=True, env=clean
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: No space left on device. ")
+    assert len(done.stderr.splitlines()) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [BERTKIT, command], stdout=writer, stderr=subprocess.PIPE, text=True, env=clean
+    )
+    os.close(writer)
+    assert done.returncode in (0, 1) and done.stderr == ""
+
+
 def test_a_backend_that_is_not_there(place: Path) -> None:
     done = subprocess.run(
         [BERTKIT, "predict", "runs/single"],
