@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+_TERMINATED = 143
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -201,10 +202,11 @@ def main() -> None:
     """Run the command line; an error that names its fix is printed alone, with exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a label it has no letters for
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished goes
+    # As Ctrl-C does, so that what is unfinished goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     try:
         try:
-            app()
+            app(prog_name="bertkit")
         finally:
             _flush()
     except BertkitError as error:
@@ -212,11 +214,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.exit(0)
     except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
+        if ended.code in (_INTERRUPTED, _TERMINATED):
             # TensorFlow may wait for ever for the thread of a dataset that was not read to its
             # end, so the process ends without taking anything down.
             print("Interrupted.", file=sys.stderr, flush=True)
-            os._exit(_INTERRUPTED)
+            os._exit(int(ended.code))
         raise
     except ImportError as error:
         _fail(f"{error}. Run `bertkit doctor`: it names what to install.")

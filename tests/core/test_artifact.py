@@ -328,11 +328,12 @@ def test_staged_replaces_only_when_told(tmp_path: Path) -> None:
 
 
 def test_staged_does_not_replace_what_came_meanwhile(tmp_path: Path) -> None:
-    with pytest.raises(OSError), artifact.staged(tmp_path / "run") as stage:
+    refused = pytest.raises(ArtifactError, match="is kept in")
+    with refused, artifact.staged(tmp_path / "run") as stage:
         (stage / "mine").write_text("mine")
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "theirs").write_text("theirs")
-    assert set(snapshot(tmp_path)) == {"run", "run/theirs"}
+    assert set(snapshot(tmp_path)) == {"run", "run/theirs", stage.name, f"{stage.name}/mine"}
 
 
 def test_staged_follows_links(tmp_path: Path) -> None:

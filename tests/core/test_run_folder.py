@@ -370,8 +370,8 @@ def test_precision(place: Path) -> None:
     assert isinstance(result.model.optimizer, keras.optimizers.LossScaleOptimizer)
     loaded = bertkit.load(result.folder)
     assert loaded.encoder.dtype_policy.name == precision
-    outputs = [m.predict(WORDS, verbose=0) for m in (result.model, loaded)]
-    np.testing.assert_array_equal(*outputs)
+    before, after = (model.predict(WORDS, verbose=0) for model in (result.model, loaded))
+    np.testing.assert_array_equal(before, after)
 
 
 # Whole or not at all
@@ -461,6 +461,8 @@ def start(*words: str, limit: int | None = None) -> subprocess.Popen[str]:
     """
 
     def before() -> None:
+        # A job in the background inherits that interrupts are ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
