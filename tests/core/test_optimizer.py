@@ -75,10 +75,12 @@ def trained(
     return [np.array(x) for x in made], [np.array(x) for x in optimizer.variables]
 
 
-def assert_close(found: list[np.ndarray], expected: list[np.ndarray], **tolerance: float) -> None:
+def assert_close(
+    found: list[np.ndarray], expected: list[np.ndarray], rtol: float, atol: float
+) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, **tolerance)
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
