@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -356,7 +356,7 @@ def _targets(model: BertClassifier, split: Split) -> np.ndarray:
 
 def _valid(config: ExperimentConfig | Mapping[str, Any]) -> ExperimentConfig:
     if isinstance(config, ExperimentConfig):
-        return replace(config)
+        return config
     return config_from_mapping(config)
 
 

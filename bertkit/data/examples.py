@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from bertkit.preprocessor import Preprocessor
 
-_CHUNK = 2048  # texts tokenized at once
+CHUNK = 2048  # texts tokenized at once
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Examples:
     @classmethod
     def from_texts(cls, texts: np.ndarray, preprocessor: Preprocessor) -> Examples:
         """Tokenize checked texts, (N,) or (N, 2)."""
-        chunks = (texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
+        chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
         return cls.from_chunks(chunks, preprocessor)
 
     @classmethod

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.data.examples import Examples
+from bertkit.data.examples import CHUNK, Examples
 from bertkit.data.files import Columns, Row, read_rows
 from bertkit.data.report import DataReport
 from bertkit.errors import DataError, InputError
 from bertkit.preprocessor import Preprocessor
-
-_CHUNK = 2048  # rows tokenized at once
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Prepr
     return Split(examples, labels, places, report)
 
 
-def text_chunks(rows: Iterator[Row], columns: int, size: int = _CHUNK) -> Iterator[np.ndarray]:
+def text_chunks(rows: Iterator[Row], columns: int, size: int = CHUNK) -> Iterator[np.ndarray]:
     """Yield the texts of `size` rows at a time: (n,) or (n, 2) of `str`."""
     chunk: list[tuple[str, ...]] = []
     for row in rows:
