@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,11 +11,11 @@ import tensorflow as tf
 
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
-from bertkit.layers import ACTIVATIONS, Embeddings, TransformerLayer, linear
+from bertkit.layers import ACTIVATIONS, Embeddings, TransformerLayer
+from bertkit.pooling import Pooling, PoolingName
 from bertkit.tokenizer import Vocabulary
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
-Pooling = Literal["pooler", "cls", "mean"]
 
 
 @keras.saving.register_keras_serializable("bertkit")
@@ -37,8 +38,10 @@ class BertEncoder(Encoder):
         layer_norm_epsilon: added to the variance in every layer norm.
         dropout: rate after the embeddings, the attention and the feed-forward network.
         attention_dropout: rate on the attention weights.
-        pooling: what "pooled" is: "pooler" (a dense layer with tanh on the first token), "cls"
-            (the first token) or "mean" (the mean over tokens that are not padding).
+        pooling: what "pooled" is: "pooler" (BERT's dense layer with tanh on the first token),
+            "cls" (the first token), "mean" or "max" (over tokens that are not padding),
+            "attention" (a learned weighting of tokens) or "layers" (the first token in a learned
+            mix of all layers); see `bertkit.pooling.Pooling`.
         initializer_range: standard deviation of the random kernels.
         vocabulary: path of a `vocab.txt`, if raw text is to be encoded.
         lowercase: whether that vocabulary wants lowercased text.
@@ -60,7 +63,7 @@ class BertEncoder(Encoder):
         layer_norm_epsilon: float = 1e-12,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
-        pooling: Pooling = "pooler",
+        pooling: PoolingName = "pooler",
         initializer_range: float = 0.02,
         vocabulary: str | None = None,
         lowercase: bool = True,
@@ -87,6 +90,10 @@ class BertEncoder(Encoder):
             TransformerLayer(self, name=f"layer_{index}", dtype=self.dtype_policy)
             for index in range(num_layers)
         ]
+        self.pooling_layer = Pooling(
+            pooling, num_layers, initializer_range,
+            name="pooler" if pooling == "pooler" else "pooling", dtype=self.dtype_policy,
+        )  # fmt: skip
         if vocabulary is not None:
             self.vocabulary = Vocabulary.from_file(vocabulary, lowercase=lowercase)
         # No shape depends on the input, so the weights can be there from the start.
@@ -113,60 +120,55 @@ class BertEncoder(Encoder):
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise EncoderError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
-        if self.pooling not in ("pooler", "cls", "mean"):
-            raise EncoderError(f"pooling is {self.pooling!r}. Known: pooler, cls, mean.")
+        if not 0 < self.layer_norm_epsilon < 1:
+            raise EncoderError(
+                f"layer_norm_epsilon is {self.layer_norm_epsilon}; it must be above 0 and far "
+                "below 1, such as 1e-12."
+            )
+        if not 0 < self.initializer_range < math.inf:
+            raise EncoderError(
+                f"initializer_range is {self.initializer_range}; it must be above 0, such as 0.02."
+            )
 
     def build(self, input_shape: Any) -> None:
-        hidden = self.hidden_size
-        for layer in self.layers_in_order():
-            layer.build((None, hidden))
-        if self.pooling == "pooler":
-            initializer = keras.initializers.TruncatedNormal(stddev=self.initializer_range)
-            self.pooler_kernel = self.add_weight(
-                shape=(hidden, hidden), initializer=initializer, name="pooler_kernel"
-            )
-            self.pooler_bias = self.add_weight(
-                shape=(hidden,), initializer="zeros", name="pooler_bias"
-            )
+        for layer in (*self.layers_in_order(), self.pooling_layer):
+            layer.build((None, self.hidden_size))
         self.built = True
 
     def call(
         self, inputs: dict[str, Any], reads: Sequence[str] = ("pooled",), training: bool = False
     ) -> dict[str, Any]:
         mask = tf.cast(inputs["padding_mask"], tf.int32)  # (B, T)
-        batch, length = tf.unstack(tf.shape(mask))
+        pooling = self.pooling_layer
+        first_only = "sequence" not in reads and pooling.first_only
+        pooled = "pooled" in reads
         x = self.embeddings(
             inputs["token_ids"], inputs["segment_ids"], training=training
         )  # (B*T, H)
-        first_only = "sequence" not in reads and self.pooling != "mean"
-        for layer in self.transformer_layers[:-1]:
-            x = layer(x, mask, training=training)
-        x = self.transformer_layers[-1](x, mask, first_only=first_only, training=training)
+        states = []
+        for layer in self.transformer_layers:
+            if pooled and pooling.all_layers:
+                states.append(self._rows(x, mask)[:, 0])
+            last = layer is self.transformer_layers[-1]
+            x = layer(x, mask, first_only=first_only and last, training=training)
         features = {"mask": mask}
         if not first_only:
-            x = tf.ensure_shape(tf.reshape(x, (batch, length, self.hidden_size)),
-                                (*mask.shape, self.hidden_size))  # fmt: skip
-            if "sequence" in reads:
-                features["sequence"] = x
-        if "pooled" in reads:
-            features["pooled"] = self._pool(x, mask, first_only)
+            x = self._rows(x, mask)
+        if "sequence" in reads:
+            features["sequence"] = x
+        if pooled:
+            first = pooling.first_only and not first_only
+            features["pooled"] = pooling([*states, x[:, 0] if first else x], mask)
         return features
 
-    def _pool(self, x: tf.Tensor, mask: tf.Tensor, first_only: bool) -> tf.Tensor:
-        if self.pooling == "mean":
-            weights = tf.cast(mask, x.dtype)[:, :, None]  # (B, T, 1)
-            return tf.math.divide_no_nan(
-                tf.reduce_sum(x * weights, axis=1), tf.reduce_sum(weights, axis=1)
-            )
-        first = x if first_only else x[:, 0]  # (B, H)
-        if self.pooling == "cls":
-            return first
-        return tf.tanh(linear(first, self.pooler_kernel, self.pooler_bias))
+    def _rows(self, x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """(B*T, H) to (B, T, H)."""
+        batch, length = tf.unstack(tf.shape(mask))
+        rows = tf.reshape(x, (batch, length, self.hidden_size))
+        return tf.ensure_shape(rows, (*mask.shape, self.hidden_size))
 
     def unread(self, reads: Sequence[str]) -> list[Any]:
-        if self.pooling != "pooler" or "pooled" in reads:
-            return []
-        return [self.pooler_kernel, self.pooler_bias]
+        return [] if "pooled" in reads else list(self.pooling_layer.weights)
 
     def layers_in_order(self) -> list[keras.layers.Layer]:
         return [self.embeddings, *self.transformer_layers]

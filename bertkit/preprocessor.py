@@ -108,6 +108,11 @@ class Preprocessor:
         return self._encoder.vocabulary
 
     @property
+    def padding_id(self) -> int:
+        """The token id that fills the rest of a row."""
+        return self.vocabulary.id_of(self.vocabulary.padding_token)
+
+    @property
     def tokenizer(self) -> WordPieceTokenizer:
         """BERT's tokenizer over the vocabulary."""
         vocabulary = self.vocabulary
@@ -148,12 +153,11 @@ class Preprocessor:
             `token_ids`, `segment_ids`, `padding_mask`: int32, (B, T).
         """
         encoded = self.encode(texts)
-        padding = self.vocabulary.id_of(self.vocabulary.padding_token)
         lengths = encoded.token_ids.row_lengths()  # (B,)
         longest = tf.maximum(tf.reduce_max(lengths), 1)
         shape = tf.stack([-1, longest])
         return {
-            "token_ids": encoded.token_ids.to_tensor(padding, shape=shape),
+            "token_ids": encoded.token_ids.to_tensor(self.padding_id, shape=shape),
             "segment_ids": encoded.segment_ids.to_tensor(0, shape=shape),
             "padding_mask": tf.sequence_mask(lengths, longest, dtype=tf.int32),
         }

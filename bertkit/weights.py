@@ -103,8 +103,8 @@ def set_weights(encoder: BertEncoder, weights: Mapping[str, Weight], source: str
             norm.gamma.assign(read(f"layer_{index}/{part}/gamma"))
             norm.beta.assign(read(f"layer_{index}/{part}/beta"))
     if encoder.pooling == "pooler":
-        encoder.pooler_kernel.assign(read("pooler/kernel"))
-        encoder.pooler_bias.assign(read("pooler/bias"))
+        encoder.pooling_layer.kernel.assign(read("pooler/kernel"))
+        encoder.pooling_layer.bias.assign(read("pooler/bias"))
 
 
 def _checked(weight: Weight, shape: tuple[int, ...], source: str) -> NDArray[np.float32]:

@@ -48,7 +48,7 @@ class Examples:
 
         The token ids go to an unnamed temporary file, so that rows may exceed the memory.
         """
-        store = _Store(preprocessor.vocabulary.id_of(preprocessor.vocabulary.padding_token))
+        store = _Store(preprocessor.padding_id)
         for chunk in chunks:
             store.append(*preprocessor.encode_array(chunk))
         return store.examples()

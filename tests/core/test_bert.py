@@ -14,6 +14,7 @@ import tensorflow as tf
 from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError, InputError
 from bertkit.layers import ACTIVATIONS, LayerNorm, gelu
+from bertkit.pooling import POOLINGS
 from bertkit.tokenizer import Vocabulary
 from tests import reference_bert
 from tests.reference_bert import random_batch
@@ -29,7 +30,6 @@ SIZES: dict[str, Any] = {
     "max_sequence_length": 64,
     "initializer_range": 0.2,
 }
-POOLINGS = ("pooler", "cls", "mean")
 
 
 def make(**changes: Any) -> BertEncoder:
@@ -87,6 +87,44 @@ def test_mean_pooling_is_the_mean_over_tokens() -> None:
     for row, length in enumerate((12, 7, 1)):
         mean = features["sequence"][row, :length].mean(axis=0)
         np.testing.assert_allclose(features["pooled"][row], mean, atol=1e-6)
+
+
+def test_max_pooling_is_the_largest_over_tokens() -> None:
+    features = run(make(pooling="max"))
+    rows = zip(features["sequence"], features["mask"], strict=True)
+    np.testing.assert_array_equal(
+        features["pooled"], [row[mask == 1].max(axis=0) for row, mask in rows]
+    )
+
+
+def test_attention_pooling_is_the_paper_s_formula() -> None:
+    encoder = make(pooling="attention")
+    kernel, bias, query = (
+        np.asarray(weight, "float64") for weight in encoder.pooling_layer.weights
+    )
+    features = run(encoder)
+    for row, mask, pooled in zip(
+        *(features[k] for k in ("sequence", "mask", "pooled")), strict=True
+    ):
+        tokens = row[mask == 1].astype("float64")
+        scores = np.exp(np.tanh(tokens @ kernel + bias) @ query)
+        np.testing.assert_allclose(pooled, (scores / scores.sum()) @ tokens, atol=1e-5)
+
+
+def test_layers_pooling_mixes_the_first_token_of_each_layer() -> None:
+    encoder = make(pooling="layers")
+    mix, scale = encoder.pooling_layer.weights
+    mix.assign([0.5, -1.0, 2.0])
+    scale.assign(1.5)
+    x = encoder.embeddings(batch()["token_ids"], batch()["segment_ids"])
+    states = [x]
+    for layer in encoder.transformer_layers:
+        states.append(layer(states[-1], batch()["padding_mask"]))
+    rows, length = batch()["token_ids"].shape
+    first = np.stack([np.reshape(state, (rows, length, -1))[:, 0] for state in states])
+    share = np.exp([0.5, -1.0, 2.0]) / np.exp([0.5, -1.0, 2.0]).sum()
+    wanted = 1.5 * np.einsum("l,lbh->bh", share, first)
+    np.testing.assert_allclose(run(encoder)["pooled"], wanted, atol=1e-5)
 
 
 def test_cls_pooling_is_the_first_token() -> None:
@@ -289,7 +327,12 @@ def test_a_sequence_longer_than_the_positions_is_refused() -> None:
         ({"hidden_act": "mish"}, "hidden_act is 'mish'. Known: gelu, "),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
-        ({"pooling": "max"}, "pooling is 'max'. Known: pooler, cls, mean"),
+        (
+            {"pooling": "last"},
+            "pooling is 'last'. Known: pooler, cls, mean, max, attention",
+        ),
+        ({"layer_norm_epsilon": -1e-12}, "layer_norm_epsilon is -1e-12; it must be above 0"),
+        ({"initializer_range": 0.0}, "initializer_range is 0.0; it must be above 0"),
         ({"vocabulary": "nowhere/vocab.txt"}, "nowhere/vocab.txt cannot be read"),
     ],
 )
@@ -316,11 +359,11 @@ def test_a_pooler_that_no_head_reads_is_not_trained(recwarn: pytest.WarningsReco
 
     encoder = BertEncoder(20, 8, 1, 2, 16)
     rows = {"token_ids": np.ones((4, 3), "int32"), "padding_mask": np.ones((4, 3), "int32")}
-    before = encoder.pooler_kernel.numpy()
+    before = encoder.pooling_layer.kernel.numpy()
     sequence = BertClassifier(encoder, FirstToken(labels=["a", "b"]))
     sequence.fit(rows, ["a", "b", "a", "b"], verbose=0)
-    np.testing.assert_array_equal(encoder.pooler_kernel.numpy(), before)
+    np.testing.assert_array_equal(encoder.pooling_layer.kernel.numpy(), before)
     assert not [str(w.message) for w in recwarn if "Gradients do not exist" in str(w.message)]
     pooled = BertClassifier(encoder, "multiclass")
     pooled.fit(rows, ["a", "b", "a", "b"], verbose=0)
-    assert (encoder.pooler_kernel.numpy() != before).any()
+    assert (encoder.pooling_layer.kernel.numpy() != before).any()

@@ -511,7 +511,7 @@ ENCODERS: dict[str, tuple[Changes, str]] = {
     ),
     "a gradient that is cut": (
         {"call": features_with(lambda self, x, inputs, reads: {
-            k: tf.stop_gradient(v) + tf.reduce_sum(self.pooler_bias) * 0.0
+            k: tf.stop_gradient(v) + tf.reduce_sum(self.pooling_layer.bias) * 0.0
             if v.dtype.is_floating else v for k, v in x.items()})},
         "gradients: no gradient reaches ",
     ),

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertkit.bert import BertEncoder, Pooling
+from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError
+from bertkit.pooling import PoolingName
 from bertkit.weights import Weight, set_weights, weight_shapes
 from bertkit_plugins.encoders.huggingface_config import read_config
 from bertkit_plugins.encoders.huggingface_vocabulary import read_vocabulary
@@ -47,7 +48,7 @@ _FLOATS = ("F16", "BF16", "F32", "F64")
 
 def huggingface(
     source: str,
-    pooling: Pooling = "pooler",
+    pooling: PoolingName = "pooler",
     dropout: float | None = None,
     attention_dropout: float | None = None,
     revision: str | None = None,
@@ -57,7 +58,8 @@ def huggingface(
     Args:
         source: a local folder, "package:NAME/path" (a folder inside an installed Python
             package), or a hub id such as "google-bert/bert-base-uncased".
-        pooling: what "pooled" is: "pooler", "cls" or "mean"; see `BertEncoder`.
+        pooling: what "pooled" is: "pooler", "cls", "mean", "max", "attention" or "layers"; see
+            `BertEncoder`.
         dropout: instead of the config's hidden_dropout_prob.
         attention_dropout: instead of the config's attention_probs_dropout_prob.
         revision: the commit of a hub id, 40 hexadecimal digits.
@@ -184,7 +186,7 @@ def _missing(name: str, path: Path) -> str:
     if name.startswith("pooler."):
         return (
             f"{path} holds no pooler ({name!r}), which the pooling 'pooler' reads. Use "
-            "pooling 'cls' or 'mean'."
+            "another pooling, such as 'cls' or 'mean'."
         )
     return (
         f"{path} lacks the weight {name!r}. Take config.json and the weights from the same model."

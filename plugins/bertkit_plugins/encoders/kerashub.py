@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertkit.bert import Activation, BertEncoder, Pooling
+from bertkit.bert import Activation, BertEncoder
 from bertkit.errors import EncoderError
+from bertkit.pooling import PoolingName
 from bertkit.tokenizer import Vocabulary
 from bertkit.weights import Weight, set_weights, weight_shapes
 from bertkit_plugins.encoders.sources import PACKAGE, find_folder, read_json
@@ -42,7 +43,7 @@ _LAYER = {
 
 def kerashub(
     source: str,
-    pooling: Pooling = "pooler",
+    pooling: PoolingName = "pooler",
     dropout: float | None = None,
     attention_dropout: float | None = None,
     revision: str | None = None,
@@ -58,7 +59,8 @@ def kerashub(
         source: a KerasHub or Hugging Face folder, "package:NAME/path" (a folder inside an
             installed Python package), a preset such as "bert_tiny_en_uncased",
             "hf://organisation/name", or "kaggle://user/model/keras/variation/version".
-        pooling: what "pooled" is: "pooler", "cls" or "mean"; see `BertEncoder`.
+        pooling: what "pooled" is: "pooler", "cls", "mean", "max", "attention" or "layers"; see
+            `BertEncoder`.
         dropout: instead of the preset's dropout.
         attention_dropout: instead of the preset's dropout, on the attention weights.
         revision: the commit of an hf:// source, 40 hexadecimal digits.
