@@ -46,11 +46,11 @@ class BertClassifier(keras.Model):
         head: what the labels mean; a name stands for that head with its defaults.
         preprocessor: how text becomes tensors; a name as above; `None` if only tensors are
             passed.
-        **kwargs: `name`, `trainable` and `dtype` of a Keras model.
+        **kwargs: `name` and `trainable` of a Keras model. The precision is the encoder's.
 
     Raises:
         PluginError: a name is unknown.
-        InputError: the parts do not fit together.
+        InputError: the parts do not fit together, or a `dtype` is given that is not the encoder's.
     """
 
     def __init__(
@@ -60,8 +60,9 @@ class BertClassifier(keras.Model):
         preprocessor: Preprocessor | str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.encoder = _part("encoder", encoder, Encoder)
+        encoder = _part("encoder", encoder, Encoder)
+        super().__init__(**{**kwargs, "dtype": _precision_of(encoder, kwargs.get("dtype"))})
+        self.encoder = encoder
         self.head = _part("head", heads.create(head) if isinstance(head, str) else head, Head)
         self.preprocessor: Preprocessor | None = None
         if preprocessor is not None:
@@ -203,6 +204,7 @@ class BertClassifier(keras.Model):
                 # With steps_per_epoch one pass over the data is no epoch: count the passes.
                 epoch=lambda: next(passes) if steps_per_epoch else counter.epoch,
             )
+            self._check_weights(training["x"])
             if validation_data is not None:
                 validation = self._feed(errors=feed.errors).data(
                     *unpacked(validation_data),
@@ -382,6 +384,17 @@ class BertClassifier(keras.Model):
         if any(completed[key] is not given.get(key) for key in completed):
             self.compile(**completed)
 
+    def _check_weights(self, data: Any) -> None:
+        """Refuse weights by label for metrics that weigh rows."""
+        spec: Any = data.element_spec if isinstance(data, tf.data.Dataset) else ()
+        by_label = len(spec) == 3 and spec[2].shape.rank == 2
+        given = self._compile_config.config if self.compiled else {}
+        if by_label and given.get("weighted_metrics"):
+            raise InputError(
+                "class_weight weighs each label of a row here, and weighted_metrics weigh whole "
+                "rows. Give compile these as `metrics`, or give `sample_weight`, one a row."
+            )
+
     def get_config(self) -> dict[str, Any]:
         """Return the parts, each by its registered name and its own config."""
         parts: dict[str, Any] = {}
@@ -391,8 +404,11 @@ class BertClassifier(keras.Model):
                 "plugin": registry.name_of(type(part)),
                 "config": part.get_config(),
             }
-        frozen = [i for i, layer in enumerate(self._flatten_layers()) if not layer.trainable]
-        return {"name": self.name, "dtype": self.dtype_policy.name, "frozen": frozen, **parts}
+        layers, weights = self._flatten_layers(), self.weights
+        frozen = [index for index, layer in enumerate(layers) if not layer.trainable]
+        fixed = [index for index, weight in enumerate(weights) if not weight.trainable]
+        return {"name": self.name, "dtype": self.dtype_policy.name, **parts,
+                "frozen_layers": frozen, "frozen_weights": fixed}  # fmt: skip
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> BertClassifier:
@@ -402,10 +418,13 @@ class BertClassifier(keras.Model):
             kind: config[kind] and registry.create(config[kind]["plugin"], **config[kind]["config"])
             for kind, registry in REGISTRIES.items()
         }
-        frozen = config.pop("frozen", [])
+        frozen, fixed = (config.pop(f"frozen_{what}", ()) for what in ("layers", "weights"))
         model = cls(**{**config, **parts})
         for index, layer in enumerate(model._flatten_layers()):  # a layer before those within it
             layer.trainable = index not in frozen
+        for index, weight in enumerate(model.weights):
+            if index in fixed:
+                weight.trainable = False
         return model
 
     def get_build_config(self) -> None:
@@ -421,6 +440,18 @@ def _part(kind: str, part: Any, contract: type[Any]) -> Any:
             f"such as bertkit.{kind}s.create(name, ...) makes."
         )
     return part
+
+
+def _precision_of(encoder: Encoder, dtype: Any) -> Any:
+    """Return the encoder's dtype policy; a model has no other of its own."""
+    wanted = encoder.dtype_policy if dtype is None else keras.dtype_policies.get(dtype)
+    if wanted.name != encoder.dtype_policy.name:
+        raise InputError(
+            f"The classifier was given dtype {wanted.name!r}, but its encoder has "
+            f"{encoder.dtype_policy.name!r}, and the parts compute. Make encoder and head with "
+            f"dtype={wanted.name!r}, or call keras.config.set_dtype_policy before making them."
+        )
+    return wanted
 
 
 def _is_default(optimizer: Any) -> bool:

@@ -85,8 +85,8 @@ def evaluate(
     from bertkit.console import print_metrics, quiet_start
 
     with quiet_start():
-        from bertkit import experiment
-    metrics = experiment.evaluate_run(run, data or ())
+        from bertkit import finished
+    metrics = finished.evaluate_run(run, data or ())
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -114,10 +114,10 @@ def predict(
     from bertkit.console import quiet_start
 
     with quiet_start():
-        from bertkit import experiment
+        from bertkit import finished
     if source == "-" and format is None:
         format = "text"
-    rows = experiment.predict_rows(run, source, format, batch_size)
+    rows = finished.predict_rows(run, source, format, batch_size)
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -125,7 +125,7 @@ def predict(
         for line in lines:
             print(line, flush=True)
     else:
-        experiment.write_lines(output, lines)
+        finished.write_lines(output, lines)
 
 
 @app.command()

@@ -75,6 +75,7 @@ class TrainingConfig:
         warmup: the fraction of the steps over which the learning rate rises from zero.
         schedule: how the learning rate falls after the warm-up.
         weight_decay: decoupled weight decay, of kernels and embeddings.
+        layer_decay: what the learning rate is multiplied with from layer to layer, top to bottom.
         precision: the Keras dtype policy.
     """
 
@@ -84,6 +85,7 @@ class TrainingConfig:
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,15 +21,14 @@ from bertkit.config import (
     ExperimentConfig,
     TrainingConfig,
     config_from_mapping,
-    load_config,
     to_yaml,
 )
 from bertkit.data.files import Columns, read_rows
-from bertkit.data.loading import Split, load_split, text_chunks
+from bertkit.data.loading import Split, load_split
 from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.registry import REGISTRIES
-from bertkit.training.optimizer import AdamW
+from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
 
 if TYPE_CHECKING:
@@ -200,8 +197,13 @@ def train(
     schedule = WarmupSchedule(
         training.learning_rate, steps, round(training.warmup * steps), training.schedule
     )
+    multipliers = layer_decay(model.encoder, training.layer_decay)
     model.compile(
-        optimizer=AdamW(schedule, weight_decay=training.weight_decay),
+        optimizer=AdamW(
+            schedule,
+            multipliers if training.layer_decay < 1 else None,
+            weight_decay=training.weight_decay,
+        ),
         loss=model.head.make_loss(),
         metrics=model.head.make_metrics(),
     )
@@ -235,105 +237,9 @@ def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:
     return {**model.head.report(targets, outputs), "loss": loss}
 
 
-def evaluate_run(path: str | Path, data: Sequence[str] = ()) -> Metrics:
-    """Return the measures of a finished run on other files, or on its own test rows again.
-
-    Args:
-        path: a run folder or an artifact.
-        data: files with the columns of the training data; without any, the rows the run was
-            evaluated on.
-
-    Raises:
-        ArtifactError: there is no finished run.
-        DataError: a file or a row cannot be used.
-    """
-    model = artifact.load(path)
-    config = saved_config(path)
-    if data:
-        preprocessor = cast("Preprocessor", model.preprocessor)
-        return {"data": evaluate(model, load_split(data, columns_of(config.data), preprocessor))}
-    if config.data.validation is None and config.data.test is None:
-        raise DataError("This run has neither validation nor test rows. Name some with --data.")
-    splits = read_data(config, model, training=False)
-    return {name: evaluate(model, split) for name, split in splits.items() if name != "train"}
-
-
-def predict_rows(
-    path: str | Path, source: str, format: str | None = None, batch_size: int = 64
-) -> Iterator[dict[str, Any]]:
-    """Yield a prediction for each row, as the rows come: the texts, and what the head decodes.
-
-    Args:
-        path: a run folder or an artifact.
-        source: a file, a glob, or "-" for standard input.
-        format: "text" (a text a line; two, separated by a tab, for pairs), "csv", "tsv",
-            "jsonl" or "parquet"; the suffix tells if `None`.
-        batch_size: rows predicted at once, and waited for.
-
-    Raises:
-        ArtifactError: there is no finished run.
-        DataError: a file or a row cannot be used.
-    """
-    model = artifact.load(path)
-    columns = columns_of(saved_config(path).data, labelled=False)
-    rows = read_rows(source, columns, format)
-    while chunk := list(itertools.islice(rows, batch_size)):
-        whole = list(itertools.takewhile(lambda row: not row.empty, chunk))
-        for texts in text_chunks(iter(whole), len(columns.text), size=batch_size):
-            for row, prediction in zip(whole, model.classify(texts, batch_size), strict=True):
-                text = row.texts[0] if len(row.texts) == 1 else list(row.texts)
-                yield {"text": text, **prediction}
-        if len(whole) < len(chunk):
-            row = chunk[len(whole)]
-            raise DataError(
-                f"{row.file}, line {row.line}: the text is empty. Remove the row, or put a "
-                "placeholder in it."
-            )
-
-
-def saved_config(path: str | Path) -> ExperimentConfig:
-    """Return the config that a run was trained from.
-
-    Raises:
-        ArtifactError: the artifact was not written by a run.
-    """
-    file = artifact.find(path) / artifact.CONFIG
-    if not file.is_file():
-        raise ArtifactError(
-            f"{file.parent} was saved without a config, so its columns are not known. Use "
-            "bertkit.load and `model.classify` from Python."
-        )
-    return load_config([file])
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines into a file that appears when the last is written, and not before.
-
-    Raises:
-        ArtifactError: there is a folder or a device in its place, or it cannot be made.
-    """
-    target = path.resolve()  # of a link, the file behind it
-    if target.exists() and not target.is_file():
-        raise ArtifactError(f"{path} is no file that could be replaced. Name a file.")
-    stage = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = stage.open("w", encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} cannot be written ({error.strerror}). Choose another file."
-        ) from error
-    try:
-        with file:
-            file.writelines(f"{line}\n" for line in lines)
-        stage.replace(target)
-    finally:
-        stage.unlink(missing_ok=True)
 
 
 def check_inputs(config: ExperimentConfig, overwrite: bool) -> None:

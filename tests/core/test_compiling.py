@@ -160,3 +160,10 @@ def test_a_finished_stage_is_kept_when_its_name_was_taken(tmp_path: Path) -> Non
     assert str(kept) in str(caught.value)
     assert (kept / "done").read_text() == "work"
     assert (tmp_path / "a" / "other").read_text() == "theirs"
+
+
+def test_weights_by_label_cannot_weigh_metrics_of_rows(make: Any) -> None:
+    model = make("multi_label")
+    model.compile(weighted_metrics=[keras.metrics.BinaryAccuracy()])
+    with pytest.raises(InputError, match="class_weight weighs each label of a row here"):
+        model.fit(TEXTS, [[name] for name in LABELS], class_weight={"yes": 2.0, "no": 1.0})

@@ -414,6 +414,7 @@ WRONG: dict[str, list[Any]] = {
     "training.learning_rate": [None, 0, 0.0, -1e-5, "0.00005", True, [1.0], float("nan")],
     "training.warmup": [None, -0.1, 1.1, 10, "0.1", True, [0.1]],
     "training.schedule": [None, "linaer", "Linear", "", 1, True, ["linear"]],
+    "training.layer_decay": [None, 0.0, 1.1, "0.9", [0.9]],
     "training.weight_decay": [None, -0.01, "0.01", False, [0.1], float("-inf")],
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
 }

@@ -110,6 +110,7 @@ VALUES: dict[str, list[Any]] = {
     "training.warmup": [-0.1, 1.1],
     "training.schedule": ["linaer"],
     "training.weight_decay": [-0.01],
+    "training.layer_decay": [0, 1.5],
     "training.precision": ["float16", "mixed_float61"],
 }
 # Where the message does not speak of the key, but of what the value did.

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bertkit.training.optimizer import AdamW
+from bertkit.errors import InputError
+from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
-from tests.tiny_models import assert_same, weights_of
+from tests.tiny_models import assert_same, tiny_model, weights_of
 
 OPTIONS = {"learning_rate": 1e-3, "weight_decay": 0.1}
 STEPS = 20
@@ -253,3 +254,45 @@ def test_the_schedule_drives_the_optimizer() -> None:
         optimizer.apply([tf.ones((2, 2))], made)  # a constant gradient moves by the rate
         moved.append(float((before - np.array(made[0])).max()))
     np.testing.assert_allclose(moved, schedule_by_numpy(0.1, 8, 2, "linear")[:8], rtol=1e-4)
+
+
+def test_multipliers_scale_the_learning_rate_and_the_decay_of_their_variables() -> None:
+    """Against two optimizers, each with the learning rate that a variable should have."""
+    options = {"weight_decay": 0.1, "global_clipnorm": None}
+    ours = [
+        keras.Variable(v.numpy(), name=name) for v, name in zip(variables(), "abcd", strict=True)
+    ]
+    slow, fast = variables(), variables()
+    optimizer = AdamW(1e-2, {"^a": 0.25, "c|a": 0.0}, **options)
+    references = [(AdamW(2.5e-3, **options), slow), (AdamW(1e-2, **options), fast)]
+    for step in range(5):
+        optimizer.apply_gradients(zip(gradients(step, False), ours, strict=True))
+        for reference, held in references:
+            reference.apply_gradients(zip(gradients(step, False), held, strict=True))
+    for index, wanted in ((0, slow[0]), (1, fast[1]), (2, variables()[2]), (3, fast[3])):
+        np.testing.assert_allclose(ours[index].numpy(), wanted.numpy(), rtol=1e-6, atol=1e-7)
+    again = AdamW.from_config(optimizer.get_config())
+    assert again.learning_rate_multipliers == {"^a": 0.25, "c|a": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "message"),
+    [
+        ({"layer_0": -1.0}, "multiplier of 'layer_0' is -1.0"),
+        ({"layer_(": 1.0}, "'layer_\\(' is no regular expression"),
+        ({"layer_9": 0.5}, "'layer_9' is found in the path of no variable"),
+    ],
+)
+def test_multipliers_that_cannot_be_are_refused(multipliers: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        AdamW(1e-3, multipliers).build(variables())
+
+
+def test_layers_learn_ever_less_towards_the_embeddings() -> None:
+    model = tiny_model("binary")
+    optimizer = AdamW(1e-3, layer_decay(model.encoder, 0.5))
+    weights = model.trainable_weights
+    optimizer.build(weights)
+    found = {w.path.split("/")[-2]: f for w, f in zip(weights, optimizer._factors, strict=True)}
+    assert len(model.encoder.transformer_layers) == 1
+    assert (found["embeddings"], found["layer_0"], found["pooler"]) == (0.25, 0.5, 1.0)

@@ -23,7 +23,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 import bertkit
-from bertkit import experiment
+from bertkit import experiment, finished
 from bertkit.config import load_config
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.registry import heads
@@ -280,8 +280,8 @@ def test_fractions(
 @pytest.mark.parametrize("head", HEADS)
 def test_evaluate_again(results: dict[str, experiment.Result], head: str) -> None:
     folder = results[head].folder
-    assert experiment.evaluate_run(folder) == results[head].metrics
-    (found,) = experiment.evaluate_run(folder, [f"{head}-t*.jsonl"]).values()
+    assert finished.evaluate_run(folder) == results[head].metrics
+    (found,) = finished.evaluate_run(folder, [f"{head}-t*.jsonl"]).values()
     # Not to the last bit: oneDNN chooses its kernels by the first batch that it sees.
     assert found == pytest.approx(results[head].metrics["test"], abs=1e-3)
 
@@ -292,7 +292,7 @@ def test_predict_keeps_the_order(results: dict[str, experiment.Result], head: st
     expected = results[head].model.classify([row["text"] for row in rows])
     for size in (7, 64):
         found = list(
-            experiment.predict_rows(results[head].folder, f"{head}-test.jsonl", batch_size=size)
+            finished.predict_rows(results[head].folder, f"{head}-test.jsonl", batch_size=size)
         )
         assert [row.pop("text") for row in found] == [row["text"] for row in rows]
         for one, other in zip(found, expected, strict=True):
@@ -306,7 +306,7 @@ def test_predict_keeps_the_order(results: dict[str, experiment.Result], head: st
 
 def test_rows_come_as_they_are_read(results: dict[str, experiment.Result], place: Path) -> None:
     (place / "late.jsonl").write_text('{"text": "good"}\n{"text": "bad"}\nbroken\n')
-    rows = experiment.predict_rows(results["binary"].folder, "late.jsonl", batch_size=2)
+    rows = finished.predict_rows(results["binary"].folder, "late.jsonl", batch_size=2)
     assert [next(rows)["text"], next(rows)["text"]] == ["good", "bad"]
     with pytest.raises(DataError, match=r"late\.jsonl:3"):
         next(rows)
@@ -315,7 +315,7 @@ def test_rows_come_as_they_are_read(results: dict[str, experiment.Result], place
 def test_an_artifact_without_a_config(results: dict[str, experiment.Result], place: Path) -> None:
     bertkit.artifact.save(results["binary"].model, place / "alone")
     assert bertkit.load(place / "alone").classify(["good"])
-    for call in (experiment.evaluate_run, lambda path: next(experiment.predict_rows(path, "-"))):
+    for call in (finished.evaluate_run, lambda path: next(finished.predict_rows(path, "-"))):
         with pytest.raises(ArtifactError, match="saved without a config"):
             call(place / "alone")
 
@@ -332,7 +332,7 @@ def test_pairs_in_two_columns(place: Path) -> None:
     mapping = tiny_config(name="pairs", data=data, preprocessor=preprocessor)
     result = experiment.run(mapping, verbose=0)
     assert result.metrics.keys() == {"test"}
-    (row, *_) = rows = list(experiment.predict_rows(result.folder, "pairs.tsv"))
+    (row, *_) = rows = list(finished.predict_rows(result.folder, "pairs.tsv"))
     assert len(rows) == len(WORDS) and row["text"] == [WORDS[0], WORDS[-1]]
     pairs = list(zip(WORDS, WORDS[::-1], strict=True))
     answers = bertkit.load(result.folder).classify(pairs)

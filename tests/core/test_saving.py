@@ -145,6 +145,29 @@ def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
     assert np.array_equal(before[0], weights_of(loaded)[0])
 
 
+def test_a_single_weight_that_is_frozen_stays_frozen(tmp_path: Path) -> None:
+    model = tiny_model("binary")
+    table = model.encoder.embeddings.token
+    table.trainable = False
+    model.fit(TEXTS, LABELS["binary"], verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    names = [[v.path for v in m.trainable_weights] for m in (model, loaded)]
+    assert names[0] == names[1] and table.path not in names[1]
+    before = table.numpy()
+    loaded.fit(TEXTS, LABELS["binary"], verbose=0)
+    np.testing.assert_array_equal(loaded.encoder.embeddings.token.numpy(), before)
+
+
+def test_the_model_s_precision_is_the_encoder_s() -> None:
+    encoder = tiny_encoder(dtype="mixed_float16")
+    model = bertkit.BertClassifier(encoder, "binary", "single_text")
+    assert model.dtype_policy.name == "mixed_float16"
+    message = "given dtype 'mixed_float16', but its encoder has 'float32'"
+    with pytest.raises(InputError, match=message):
+        bertkit.BertClassifier(tiny_encoder(), "binary", dtype="mixed_float16")
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_the_policy_travels(tmp_path: Path, policy: str) -> None:
     keras.config.set_dtype_policy(policy)
