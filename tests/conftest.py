@@ -42,7 +42,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     # A process that has run thousands of input pipelines takes minutes to take TensorFlow down,
-    # and has nothing more to say.
+    # and has nothing more to say. A worker has: its parent ends it once it has said it.
+    if hasattr(config, "workerinput"):
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(_status)
