@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.data.batches import Order, kept_alive, make_dataset
+from bertkit.data.batches import Order, make_dataset, prefetched
 from bertkit.data.examples import Examples
 from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import BertkitError, InputError, shown
@@ -297,7 +297,7 @@ class Feed:
             count = x.cardinality() if isinstance(x, tf.data.Dataset) else x.num_batches
             if count is not None and count != tf.data.UNKNOWN_CARDINALITY:
                 dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
-        return kept_alive(dataset.prefetch(2), source)
+        return prefetched(dataset, source)
 
     def learn_labels(self, x: Any) -> None:
         """Let the head learn its labels from a dataset, in a pass of its own.

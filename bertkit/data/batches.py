@@ -89,8 +89,8 @@ def make_dataset(
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=(inputs, *others))
     count = -(-len(examples) // batch_size)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
-    return kept_alive(dataset, source)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
+    return prefetched(dataset, source)
 
 
 @dataclass
@@ -101,11 +101,17 @@ class _Source:
     columns: tuple[np.ndarray, ...]
 
 
-def kept_alive(dataset: tf.data.Dataset, source: Any) -> tf.data.Dataset:
-    """Tie the life of what a dataset reads to the dataset.
+def prefetched(dataset: tf.data.Dataset, source: Any) -> tf.data.Dataset:
+    """Let a `from_generator` dataset run ahead, and tie the life of what it reads to its own.
 
     TensorFlow never lets go of the function behind `from_generator`, so that function must hold
     its data by a weak reference, or they stay in memory, and their files open, for good.
+
+    Nothing here is left to tune, and TensorFlow's tuning is switched off: its thread sleeps for
+    up to a minute at a time, and whoever lets go of an iterator waits for it to wake.
     """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = dataset.prefetch(2).with_options(options)
     object.__setattr__(dataset, "_bertkit_source", source)
     return dataset

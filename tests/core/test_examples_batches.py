@@ -51,6 +51,14 @@ def text_array(texts: list[Any]) -> np.ndarray:
 lengths_of_rows = st.lists(st.integers(1, 40), min_size=1, max_size=300)
 
 
+def test_letting_go_of_a_dataset_waits_for_no_thread() -> None:
+    """TensorFlow's tuning thread sleeps for up to a minute, and its end is waited for."""
+    dataset = make_dataset(of_lengths([2, 3]), (), 2, "given")
+    assert dataset.options().autotune.enabled is False
+    mapped = dataset.map(lambda batch: batch).options()  # as Keras wraps it
+    assert mapped.autotune.enabled is False
+
+
 @given(lengths_of_rows, st.integers(1, 40), st.sampled_from(ORDERS), st.integers(0, 9))
 @settings(deadline=None)
 def test_every_row_is_in_one_batch(lengths: list[int], size: int, order: Any, seed: int) -> None:
