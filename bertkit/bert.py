@@ -32,7 +32,8 @@ class BertEncoder(Encoder):
         num_heads: attention heads a layer.
         intermediate_size: width of the feed-forward network.
         max_sequence_length: rows of the position embedding, in tokens.
-        num_segments: rows of the segment embedding.
+        num_segments: rows of the segment embedding; 0 for an encoder without one, which ignores
+            `segment_ids` (DistilBERT).
         hidden_act: activation of the feed-forward network; "gelu" is the exact one, "gelu_new"
             and "gelu_pytorch_tanh" its approximation by tanh.
         layer_norm_epsilon: added to the variance in every layer norm.
@@ -45,6 +46,8 @@ class BertEncoder(Encoder):
         initializer_range: standard deviation of the random kernels.
         vocabulary: path of a `vocab.txt`, if raw text is to be encoded.
         lowercase: whether that vocabulary wants lowercased text.
+        embedding_size: E, the width of the embeddings; where it is not H, a dense layer brings
+            them to H (ELECTRA). `None` means H.
 
     Raises:
         EncoderError: sizes that do not fit together.
@@ -67,11 +70,13 @@ class BertEncoder(Encoder):
         initializer_range: float = 0.02,
         vocabulary: str | None = None,
         lowercase: bool = True,
+        embedding_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.hidden_size = hidden_size
+        self.embedding_size = hidden_size if embedding_size is None else embedding_size
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.intermediate_size = intermediate_size
@@ -103,11 +108,15 @@ class BertEncoder(Encoder):
         sizes = {
             name: getattr(self, name)
             for name in ("vocabulary_size", "hidden_size", "num_layers", "num_heads",
-                         "intermediate_size", "max_sequence_length", "num_segments")
+                         "intermediate_size", "max_sequence_length", "embedding_size")
         }  # fmt: skip
         for name, size in sizes.items():
             if size < 1:
                 raise EncoderError(f"{name} is {size}; a BERT needs at least 1.")
+        if self.num_segments < 0:
+            raise EncoderError(
+                f"num_segments is {self.num_segments}; it must be at least 0, for no segments."
+            )
         if self.hidden_size % self.num_heads:
             raise EncoderError(
                 f"hidden_size is {self.hidden_size}, which {self.num_heads} heads cannot share "
@@ -177,5 +186,5 @@ class BertEncoder(Encoder):
         names = ("vocabulary_size", "hidden_size", "num_layers", "num_heads",
                  "intermediate_size", "max_sequence_length", "num_segments", "hidden_act",
                  "layer_norm_epsilon", "dropout", "attention_dropout", "pooling",
-                 "initializer_range")  # fmt: skip
+                 "initializer_range", "embedding_size")  # fmt: skip
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

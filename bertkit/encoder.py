@@ -36,7 +36,7 @@ class Encoder(keras.layers.Layer):
     Attributes:
         hidden_size: H, the width of the features.
         max_sequence_length: the longest sequence that has positions, in tokens.
-        num_segments: how many values `segment_ids` may take.
+        num_segments: how many values `segment_ids` may take; 0 for an encoder that ignores them.
         vocabulary_size: how many token ids have an embedding.
         vocabulary: the pieces, or `None` for an encoder that is fed with ids only.
     """

@@ -143,7 +143,8 @@ def tensors_of(x: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
             f"of {', '.join(INPUT_NAMES)} (KerasHub's names) or {', '.join(TFHUB_NAMES)} "
             "(TF Hub's) once."
         )
-    limits = dict(zip(INPUT_NAMES, (encoder.vocabulary_size, encoder.num_segments, 2), strict=True))
+    segments = encoder.num_segments or 2  # without segments they are ignored
+    limits = dict(zip(INPUT_NAMES, (encoder.vocabulary_size, segments, 2), strict=True))
     tensors = {
         name: _integers(name, named[name], limit) for name, limit in limits.items() if name in named
     }

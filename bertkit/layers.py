@@ -67,45 +67,64 @@ class LayerNorm(keras.layers.Layer):
 
 
 class Embeddings(keras.layers.Layer):
-    """Token, position and segment embeddings: their sum, normalized."""
+    """Token, position and segment embeddings: their sum, normalized.
+
+    Where they are narrower or wider than the transformer's layers (ELECTRA, Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555), a dense layer projects them.
+    """
 
     def __init__(self, encoder: BertEncoder, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.rows = {
-            "token": encoder.vocabulary_size,
-            "position": encoder.max_sequence_length,
-            "segment": encoder.num_segments,
-        }
+        self.vocabulary_size = encoder.vocabulary_size
+        self.max_sequence_length = encoder.max_sequence_length
+        self.num_segments = encoder.num_segments
+        self.embedding_size = encoder.embedding_size
         self.initializer_range = encoder.initializer_range
         self.dropout = encoder.dropout
         self.seed_generator = encoder.seed_generator
         self.norm = LayerNorm(encoder.layer_norm_epsilon, name="norm", dtype=self.dtype_policy)
+        self.projection: tuple[Any, Any] | None = None
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        initializer = keras.initializers.TruncatedNormal(stddev=self.initializer_range)
-        self.token, self.position, self.segment = (
-            self.add_weight(
-                shape=(rows, input_shape[-1]), initializer=initializer, name=f"{name}_embedding"
+        hidden, size = input_shape[-1], self.embedding_size
+        self.token = self._table("token", self.vocabulary_size)
+        self.position = self._table("position", self.max_sequence_length)
+        if self.num_segments:
+            self.segment = self._table("segment", self.num_segments)
+        self.norm.build((None, size))
+        if size != hidden:
+            self.projection = (
+                self.add_weight(
+                    shape=(size, hidden), initializer=self._normal(), name="projection_kernel"
+                ),
+                self.add_weight(shape=(hidden,), initializer="zeros", name="projection_bias"),
             )
-            for name, rows in self.rows.items()
+
+    def _normal(self) -> keras.initializers.Initializer:
+        return keras.initializers.TruncatedNormal(stddev=self.initializer_range)
+
+    def _table(self, name: str, rows: int) -> keras.Variable:
+        return self.add_weight(
+            shape=(rows, self.embedding_size), initializer=self._normal(), name=f"{name}_embedding"
         )
-        self.norm.build(input_shape)
 
     def call(
         self, token_ids: tf.Tensor, segment_ids: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
         """Embed int32 ids, (B, T) both, as one matrix, (B*T, H)."""
         length = self._checked_length(token_ids)
-        x = tf.gather(self.token, token_ids) + tf.gather(self.segment, segment_ids)  # (B, T, H)
+        x = tf.gather(self.token, token_ids)  # (B, T, E)
+        if self.num_segments:
+            x += tf.gather(self.segment, segment_ids)
         x += tf.convert_to_tensor(self.position)[:length]
         x = self.norm(tf.reshape(x, (-1, x.shape[-1])))
         if training and self.dropout > 0:
             x = keras.random.dropout(x, self.dropout, seed=self.seed_generator)
-        return x
+        return linear(x, *self.projection) if self.projection else x
 
     def _checked_length(self, token_ids: tf.Tensor) -> tf.Tensor:
         """Return T, once it is known that there are positions for so many tokens."""
-        positions = self.rows["position"]
+        positions = self.max_sequence_length
         message = (
             f"A sequence is longer than the {positions} positions of this encoder. Shorten it: "
             "the preprocessor's sequence_length does so."

@@ -69,7 +69,8 @@ class Preprocessor:
                 f"sequence_length is {self.sequence_length}, but the encoder has positions for "
                 f"{encoder.max_sequence_length} tokens. Set sequence_length to that or less."
             )
-        if self.text_columns > encoder.num_segments:
+        # Without any, the separator alone tells the texts apart, as in DistilBERT.
+        if 0 < encoder.num_segments < self.text_columns:
             raise InputError(
                 f"{type(self).__name__} marks {self.text_columns} segments, but the encoder has "
                 f"embeddings for {encoder.num_segments}. Use an encoder with more."

@@ -33,17 +33,22 @@ class Weight(NamedTuple):
 def weight_shapes(encoder: BertEncoder) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every weight, kernels as (inputs, outputs).
 
-    Names are "token_embedding", "embeddings_norm/gamma", "layer_0/query/kernel",
-    "layer_0/output_norm/beta", "pooler/kernel" (with the pooling "pooler" only), and so on.
+    Names are "token_embedding", "segment_embedding" (if there are segments),
+    "embeddings_norm/gamma", "embeddings_projection/kernel" (if the embeddings are of another
+    width), "layer_0/query/kernel", "layer_0/output_norm/beta", "pooler/kernel" (with the pooling
+    "pooler" only), and so on.
     """
-    hidden, wide = encoder.hidden_size, encoder.intermediate_size
+    hidden, wide, size = encoder.hidden_size, encoder.intermediate_size, encoder.embedding_size
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embedding": (encoder.vocabulary_size, hidden),
-        "position_embedding": (encoder.max_sequence_length, hidden),
-        "segment_embedding": (encoder.num_segments, hidden),
-        "embeddings_norm/gamma": (hidden,),
-        "embeddings_norm/beta": (hidden,),
+        "token_embedding": (encoder.vocabulary_size, size),
+        "position_embedding": (encoder.max_sequence_length, size),
     }
+    if encoder.num_segments:
+        shapes["segment_embedding"] = (encoder.num_segments, size)
+    shapes["embeddings_norm/gamma"] = shapes["embeddings_norm/beta"] = (size,)
+    if size != hidden:
+        shapes["embeddings_projection/kernel"] = (size, hidden)
+        shapes["embeddings_projection/bias"] = (hidden,)
     for index in range(encoder.num_layers):
         for part in DENSE:
             inputs = wide if part == "output" else hidden
@@ -88,9 +93,13 @@ def set_weights(encoder: BertEncoder, weights: Mapping[str, Weight], source: str
     embeddings = encoder.embeddings
     embeddings.token.assign(read("token_embedding"))
     embeddings.position.assign(read("position_embedding"))
-    embeddings.segment.assign(read("segment_embedding"))
+    if encoder.num_segments:
+        embeddings.segment.assign(read("segment_embedding"))
     embeddings.norm.gamma.assign(read("embeddings_norm/gamma"))
     embeddings.norm.beta.assign(read("embeddings_norm/beta"))
+    if embeddings.projection is not None:
+        for place, kind in enumerate(("kernel", "bias")):
+            embeddings.projection[place].assign(read(f"embeddings_projection/{kind}"))
     for index, layer in enumerate(encoder.transformer_layers):
         for place, kind in enumerate(("kernel", "bias")):
             fused = [read(f"layer_{index}/{part}/{kind}") for part in ("query", "key", "value")]

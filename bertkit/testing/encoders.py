@@ -54,14 +54,19 @@ def check_encoder(encoder: Encoder | Callable[..., Encoder] | str, **arguments: 
 def _inputs(encoder: Encoder) -> dict[str, tf.Tensor]:
     longest = min(8, encoder.max_sequence_length)
     lengths = [longest, max(longest - 3, 1), 1]
-    return random_tokens(lengths, encoder.vocabulary_size, encoder.num_segments)
+    return random_tokens(lengths, encoder.vocabulary_size, encoder.num_segments or 2)
 
 
 def attributes(encoder: Encoder) -> None:
     encoders.name_of(type(encoder))
-    for name in ("hidden_size", "max_sequence_length", "num_segments", "vocabulary_size"):
+    for name, least in (
+        ("hidden_size", 1), ("max_sequence_length", 1), ("num_segments", 0), ("vocabulary_size", 1)
+    ):  # fmt: skip
         size = getattr(encoder, name, None)
-        ensure(isinstance(size, int) and size > 0, f"`{name}` must be 1 or more, and is {size!r}")
+        ensure(
+            isinstance(size, int) and size >= least,
+            f"`{name}` must be {least} or more, and is {size!r}",
+        )
     ensure(
         encoder.vocabulary is None or isinstance(encoder.vocabulary, Vocabulary),
         f"`vocabulary` must be a Vocabulary or None, and is a {type(encoder.vocabulary).__name__}",

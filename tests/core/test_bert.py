@@ -180,10 +180,12 @@ def test_xla_computes_the_same(reads: tuple[str, ...]) -> None:
 # --- What it learns
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    "sizes", [{"pooling": name} for name in POOLINGS] + [{"num_segments": 0, "embedding_size": 12}]
+)
 @pytest.mark.parametrize("reads", [("pooled",), BOTH])
-def test_every_variable_learns(pooling: str, reads: tuple[str, ...]) -> None:
-    encoder = make(pooling=pooling)
+def test_every_variable_learns(sizes: dict[str, Any], reads: tuple[str, ...]) -> None:
+    encoder = make(**sizes)
     with tf.GradientTape() as tape:
         features = encoder(batch(), reads=reads, training=True)
         loss = sum(tf.reduce_sum(tf.sin(3.0 * features[name])) for name in reads)
@@ -199,6 +201,31 @@ def test_number_of_variables_and_parameters() -> None:
     embeddings = (len(VOCABULARY) + 64 + 2) * hidden + 2 * hidden
     assert make().count_params() == embeddings + 2 * layer + hidden * hidden + hidden
     assert len(make().trainable_variables) == 5 + 2 * 12 + 2
+
+
+def test_embeddings_of_another_width_are_projected() -> None:
+    plain, narrow = make(), make(embedding_size=12)
+    rows = len(VOCABULARY) + 64 + 2
+    saved = (rows + 2) * (32 - 12) - (12 * 32 + 32)
+    assert plain.count_params() - narrow.count_params() == saved
+    embeddings = narrow.embeddings
+    kernel, bias = (np.asarray(weight, "float64") for weight in embeddings.projection)
+    inputs = {name: ids.numpy() for name, ids in batch().items()}
+    summed = (
+        np.asarray(embeddings.token, "float64")[inputs["token_ids"]]
+        + np.asarray(embeddings.segment, "float64")[inputs["segment_ids"]]
+        + np.asarray(embeddings.position, "float64")[:12]
+    )
+    wanted = reference_bert.layer_norm(summed, np.ones(12), np.zeros(12), 1e-12) @ kernel + bias
+    got = embeddings(batch()["token_ids"], batch()["segment_ids"])
+    np.testing.assert_allclose(got, wanted.reshape(-1, 32), atol=1e-5)
+
+
+def test_without_segments_their_ids_are_ignored() -> None:
+    encoder = make(num_segments=0)
+    assert len(encoder.weights) == len(make().weights) - 1
+    other = {**batch(), "segment_ids": 7 * batch()["padding_mask"]}
+    np.testing.assert_array_equal(encoder(batch())["pooled"], encoder(other)["pooled"])
 
 
 def test_layers_freeze_in_order() -> None:
@@ -288,6 +315,7 @@ def test_keras_round_trip(tmp_path: Path, vocabulary: str) -> None:
 def test_config_round_trip() -> None:
     encoder = make(
         num_segments=3,
+        embedding_size=12,
         hidden_act="silu",
         layer_norm_epsilon=1e-6,
         dropout=0.2,
@@ -323,6 +351,8 @@ def test_a_sequence_longer_than_the_positions_is_refused() -> None:
         ({"vocabulary_size": 0}, "vocabulary_size is 0; a BERT needs at least 1"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"num_heads": -1}, "num_heads is -1"),
+        ({"num_segments": -1}, "num_segments is -1; it must be at least 0"),
+        ({"embedding_size": 0}, "embedding_size is 0; a BERT needs at least 1"),
         ({"num_heads": 5}, "hidden_size is 32, which 5 heads cannot share evenly"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'. Known: gelu, "),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),

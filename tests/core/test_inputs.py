@@ -184,6 +184,11 @@ def test_tensors(models: dict[str, Any], name: str, x: Any, match: str) -> None:
     assert_refused(models[name], lambda m: m.fit(x, Y, validation_split=0.5, verbose=0), match)
 
 
+def test_segments_that_the_encoder_ignores() -> None:
+    model = tiny_model("binary", num_segments=0)
+    np.testing.assert_array_equal(model(IDS), model({**IDS, "segment_ids": IDS["padding_mask"]}))
+
+
 @pytest.mark.parametrize("x", [X, tf.constant(X), np.array(X), [("a", "b")], None, [1]])
 def test_anything_but_tensors_without_a_preprocessor(models: dict[str, Any], x: Any) -> None:
     match = "without a preprocessor.*preprocessor='single_text'"

@@ -87,8 +87,9 @@ def test_the_shipped_encoder_passes() -> None:
     check_encoder("bert", **SIZES)
 
 
-def test_an_encoder_of_few_positions_and_one_segment_passes() -> None:
-    check_encoder(tiny_encoder(pooling="mean", max_sequence_length=4, num_segments=1))
+@pytest.mark.parametrize("num_segments", [0, 1])
+def test_an_encoder_of_few_positions_and_segments_passes(num_segments: int) -> None:
+    check_encoder(tiny_encoder(pooling="mean", max_sequence_length=4, num_segments=num_segments))
 
 
 def test_the_encoder_from_a_folder_passes(tmp_path: Path) -> None:
@@ -480,7 +481,7 @@ def shifted(self: Any, *args: Any, **kwargs: Any) -> None:
 
 ENCODERS: dict[str, tuple[Changes, str]] = {
     "a size that is missing": (
-        {"__init__": without_segments}, "attributes: `num_segments` must be 1 or more, and is None",
+        {"__init__": without_segments}, "attributes: `num_segments` must be 0 or more, and is None",
     ),
     "no layers": (
         {"layers_in_order": lambda self: [self.embeddings, *self.transformer_layers] * (

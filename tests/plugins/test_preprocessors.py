@@ -201,6 +201,7 @@ def test_an_encoder_that_does_not_fit_is_refused() -> None:
                                          "embeddings for 1"):  # fmt: skip
         SentencePair().bind(flat)
     SingleText().bind(flat)
+    SentencePair().bind(encoder_of(Vocabulary(PIECES), num_segments=0))  # it ignores them
 
 
 def test_a_vocabulary_that_is_missing_is_asked_for() -> None:
