@@ -105,8 +105,8 @@ def run(
         BertkitError: a part cannot be made.
     """
     config = _valid(config)
+    check_inputs(config, overwrite)
     folder = Path(config.output_dir)
-    _check_free(folder, overwrite)
     keras.utils.set_random_seed(config.seed)
     model = build(config)
     splits = read_data(config, model)

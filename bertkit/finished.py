@@ -70,7 +70,7 @@ def predict_rows(
         if len(whole) < len(chunk):
             row = chunk[len(whole)]
             raise DataError(
-                f"{row.file}, line {row.line}: the text is empty. Remove the row, or put a "
+                f"{row.file}:{row.line}: the text is empty. Remove the row, or put a "
                 "placeholder in it."
             )
 

@@ -67,8 +67,8 @@ class Places:
         return Places(self.files, self.file_of[rows], self.line_of[rows])
 
     def name(self, row: int) -> str:
-        """Return "file, line n" of a row."""
-        return f"{self.files[self.file_of[row]]}, line {self.line_of[row]}"
+        """Return "file:line" of a row."""
+        return f"{self.files[self.file_of[row]]}:{self.line_of[row]}"
 
 
 def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Preprocessor) -> Split:

@@ -81,7 +81,7 @@ def test_places(tmp_path: Path) -> None:
     paths = [str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]
     split = load_split(paths, COLUMNS, preprocessor())
     expected = [
-        f"{row.file}, line {row.line}" for row in read_rows(paths, COLUMNS) if not row.empty
+        f"{row.file}:{row.line}" for row in read_rows(paths, COLUMNS) if not row.empty
     ]
     found = [split.places.name(row) for row in range(len(split.labels))]
     assert found == expected
@@ -90,7 +90,7 @@ def test_places(tmp_path: Path) -> None:
     assert [taken.places.name(row) for row in range(5)] == [expected[row] for row in rows]
     # The line is that of the file: the label was written beside it.
     for row in rows:
-        file, _, line = expected[row].partition(", line ")
+        file, _, line = expected[row].rpartition(":")
         written = Path(file).read_text().split("\n")[int(line) - 1]
         assert json.loads(written)["label"] == split.labels[row]
 

@@ -94,7 +94,7 @@ VALUES: dict[str, list[Any]] = {
     "encoder.num_heads": [0, -1, 3],
     "encoder.intermediate_size": [0, -1],
     "encoder.max_sequence_length": [0, -1],
-    "encoder.num_segments": [0, -1],
+    "encoder.num_segments": [-1],
     "encoder.dropout": [-0.1, 1.5],
     "encoder.attention_dropout": [-0.1, 1.5],
     "encoder.vocabulary": ["nope.txt", "binary.jsonl", "runs"],

@@ -357,7 +357,7 @@ def test_a_label_error_names_file_and_line(place: Path) -> None:
     data = {"train": ["one.csv", "two.csv"], "text": "text", "label": "label"}
     with pytest.raises(DataError) as caught:
         experiment.run(tiny_config("regression", name="lines", data=data), verbose=0)
-    assert str(caught.value).startswith("two.csv, line 4: ") and "'high'" in str(caught.value)
+    assert str(caught.value).startswith("two.csv:4: ") and "'high'" in str(caught.value)
     assert not Path("runs/lines").exists()
 
 
