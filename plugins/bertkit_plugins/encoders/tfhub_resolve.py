@@ -60,8 +60,12 @@ def resolve(source: str) -> Path:
     return folder
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, values: bool = True) -> Any:
     """Load the SavedModel of a folder that `resolve` returned.
+
+    Args:
+        folder: with saved_model.pb in it.
+        values: whether its variables get their values; if not, they are uninitialized.
 
     Raises:
         EncoderError: it cannot be loaded; a truncated file of variables shows here.
@@ -71,8 +75,9 @@ def load(folder: Path) -> Any:
 
     # TF1's Hub format has no tags.
     tags: list[str] | None = [] if (folder / "tfhub_module.pb").exists() else None
+    options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=not values)
     try:
-        return tf.saved_model.load(str(folder), tags=tags)
+        return tf.saved_model.load(str(folder), tags=tags, options=options)
     except Exception as error:  # whatever a damaged or foreign graph leads TensorFlow to
         cause = " ".join(str(error).split())[:300]
         if isinstance(error, (tf.errors.DataLossError, tf.errors.OutOfRangeError)):
@@ -188,7 +193,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 def _check_whole(folder: Path) -> None:
     """Refuse a SavedModel of which a file is missing."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorflow.core.protobuf import saved_model_pb2
 
     graph = folder / "saved_model.pb"
