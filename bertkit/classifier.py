@@ -18,6 +18,7 @@ from bertkit.data.batches import Order, make_dataset, plan
 from bertkit.encoder import Encoder
 from bertkit.errors import BertkitError, InputError, shown
 from bertkit.feeding import STREAMS, EpochCounter, Feed, batch_size_of, unpacked
+from bertkit.guards import EncoderMoves, check_trainable, connected
 from bertkit.head import Head
 from bertkit.inputs import is_text
 from bertkit.preprocessor import Preprocessor
@@ -130,10 +131,15 @@ class BertClassifier(keras.Model):
         weights = self.trainable_weights
         if weights:
             gradients = tape.gradient(scaled, weights)
-            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+            self.optimizer.apply_gradients(connected(self, tape, weights, gradients))
         else:
             warnings.warn("Everything is frozen, so this step trains nothing.", stacklevel=2)
         return self.compute_metrics(x, y, logits, sample_weight=sample_weight)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Have the step traced, as Keras does; refuse a `trainable` that was changed too late."""
+        check_trainable(self, anew=force or self.train_function is None)
+        return super().make_train_function(force)
 
     def _track_loss(self, loss: tf.Tensor, x: Any) -> None:
         """Add a batch to the loss that is shown: a mean over examples, not over batches."""
@@ -219,7 +225,7 @@ class BertClassifier(keras.Model):
                 **training,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=_with(callbacks, counter),
+                callbacks=_with(callbacks, counter, EncoderMoves(self)),
                 validation_data=validation_data,
                 validation_batch_size=validation_batch_size,
                 shuffle=shuffle and "y" in training,  # a dataset shuffles itself
@@ -462,11 +468,11 @@ def _is_default(optimizer: Any) -> bool:
     return type(optimizer) is type(default) and optimizer.get_config() == default.get_config()
 
 
-def _with(callbacks: Any, counter: keras.callbacks.Callback) -> Any:
-    """Add the counter to whatever form `callbacks` has."""
+def _with(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
+    """Add our own to whatever form `callbacks` has."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks.append(counter)
+        callbacks.callbacks.extend(ours)
         return callbacks
     if callbacks is None:
-        return [counter]
-    return [counter, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks])]
+        return list(ours)
+    return [*ours, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks])]

@@ -40,6 +40,10 @@ class EncoderError(BertkitError, ValueError):
     """A source of weights is missing, damaged, or not a BERT that bertkit can run."""
 
 
+class TrainingError(BertkitError, RuntimeError):
+    """Training would go wrong, or has gone wrong, without anyone noticing."""
+
+
 class ArtifactError(BertkitError, ValueError):
     """A run folder or a saved model is missing, incomplete, damaged or in the way."""
 
