@@ -177,6 +177,13 @@ class SavedModelEncoder(Encoder):
         used = [group for group in self.groups if group.name != "pooler"]
         return [g for g in used if roles[g.name] != {"fixed"}] or used or [self]
 
+    def write_saved_model(self, folder: str) -> list[str]:
+        """Write the graph and its assets, with the values that its variables have now."""
+        self.graph.write(folder, lowercase=self.vocabulary is None or self.vocabulary.lowercase)
+        if self.pooling == "pooler":
+            return []
+        return [f"The pooling {self.pooling!r} is left out: pooled_output is the graph's own."]
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -208,18 +215,17 @@ class VariableGroup(keras.layers.Layer):
 
 def find_roles(graph: Graph) -> list[str]:
     """Return the role of each variable, by the gradients of random sums of the outputs."""
-    inputs = random_inputs(graph)
+    inputs, generator = random_inputs(graph), np.random.default_rng(0)
     trained = [v for v in graph.variables if graph.is_trainable(v)]
-    generator, reached = np.random.default_rng(0), dict[str, set[int]]()
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        tape.watch(trained)
-        outputs = graph(inputs, training=True)
-        totals = {
-            name: tf.reduce_sum(outputs[name] * generator.normal(size=outputs[name].shape))
-            for name in ("pooled", "sequence")
-            if name in outputs
-        }
-    for name, total in totals.items():
+    reached: dict[str, set[int]] = {}
+    for name in ("pooled", "sequence"):
+        if name not in graph.interface.outputs:
+            continue
+        # One tape each: for a persistent one TensorFlow differentiates the gradient as well.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(trained)
+            output = graph(inputs, training=True)[name]
+            total = tf.reduce_sum(output * generator.normal(size=output.shape))
         gradients = zip(trained, tape.gradient(total, trained), strict=True)
         reached[name] = {id(v) for v, gradient in gradients if _is_gradient(gradient)}
     pooled = reached.get("pooled", set())
