@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy scripts/derive_data.py scripts/fetch_demo.py
+	$(BIN)/mypy scripts/derive_data.py scripts/derive_unicode.py scripts/fetch_demo.py
 
 wheel: $(VENV)/.installed-dev
 	rm -rf dist

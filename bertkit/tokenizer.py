@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from bertkit import unicode
 from bertkit.errors import EncoderError, InputError
 
-_CJK = (
-    r"([\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}"
-    r"\x{2B740}-\x{2B81F}\x{2B820}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}])"
-)
-# Words are what lies between white space and punctuation, which is ASCII's symbols and \p{P}.
-_PUNCTUATION = r"([!-/:-@\[-`{-~\p{P}])"
-_LONG_WORD = r"[^ ]{101,}"
-_UNKNOWN = "\u0378"  # unassigned in Unicode, so in no vocabulary
+_LONGEST_WORD = 100  # characters; a longer one is unknown
+_CUT = "\0"  # where texts are cut; normalizing drops it
 _SPECIAL = ("unknown_token", "start_token", "separator_token", "padding_token")
 
 
@@ -32,6 +28,7 @@ class Vocabulary:
         strip_accents: whether accents are removed; `None` does what BERT does, which is to
             remove them exactly when it lowercases.
         unknown_token, start_token, separator_token, padding_token: pieces with a role.
+        mask_token: the piece that hides a word in pretraining, if the vocabulary has it.
 
     Raises:
         EncoderError: a piece with a role is missing, or a piece stands twice.
@@ -44,6 +41,7 @@ class Vocabulary:
     start_token: str = "[CLS]"
     separator_token: str = "[SEP]"
     padding_token: str = "[PAD]"
+    mask_token: str = "[MASK]"
 
     def __post_init__(self) -> None:
         ids = {token: index for index, token in enumerate(self.tokens)}
@@ -64,6 +62,13 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The pieces that are recognized as they stand in a text, before it is normalized."""
+        roles = (getattr(self, role) for role in (*_SPECIAL, "mask_token"))
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        return tuple(dict.fromkeys(token for token in roles if token in ids))
 
     def id_of(self, token: str) -> int:
         """Return the id of a piece; `KeyError` where there is no such piece."""
@@ -112,8 +117,9 @@ class WordPieceTokenizer:
     The steps are those of the reference (Devlin et al. 2019, https://arxiv.org/abs/1810.04805,
     and its `tokenization.py`): control characters go, white space becomes a space, CJK
     characters stand alone, accents are removed after canonical decomposition (NFD), words split
-    at punctuation, and a word of more than 100 characters is unknown. All of it runs as
-    TensorFlow operations, so it can live in a `tf.data` pipeline or an exported graph.
+    at punctuation, and a word of more than 100 characters is unknown. A special token written in
+    a text becomes its id. The ids are those of Hugging Face's `tokenizers` on any text. All of
+    it runs as TensorFlow operations, so it can live in a `tf.data` pipeline or an exported graph.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -121,14 +127,13 @@ class WordPieceTokenizer:
         import tensorflow_text
 
         self.vocabulary = vocabulary
-        self._normalize_utf8 = tensorflow_text.normalize_utf8
         try:
             self._wordpiece = tensorflow_text.FastWordpieceTokenizer(
                 vocab=list(vocabulary.tokens),
                 token_out_type=tf.int32,
                 unknown_token=vocabulary.unknown_token,
-                # Bytes of a word; words of over 100 characters never reach the tokenizer.
-                max_bytes_per_word=400,
+                max_bytes_per_word=4 * _LONGEST_WORD,
+                no_pretokenization=True,
                 support_detokenization=False,
             )
         except (RuntimeError, TypeError) as error:  # of pybind11
@@ -144,35 +149,46 @@ class WordPieceTokenizer:
             texts: UTF-8 strings, (B,).
 
         Returns:
-            int32 ids without special tokens, (B, ragged).
+            int32 ids, (B, ragged), without special tokens but those that a text itself holds.
+        """
+        words = self.words(texts)
+        pieces = self._wordpiece.tokenize(words.flat_values)  # (words, ragged)
+        return tf.RaggedTensor.from_row_splits(
+            pieces.flat_values, tf.gather(pieces.row_splits, words.row_splits), validate=False
+        )
+
+    def words(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Return what WordPiece cuts into pieces, strings (B, ragged).
+
+        Args:
+            texts: UTF-8 strings, (B,).
         """
         if texts.dtype != tf.string:
             raise InputError(
                 f"A tokenizer takes strings, and was given {texts.dtype.name}. Pass the texts."
             )
-        return self._wordpiece.tokenize(self.normalize(texts))
+        special = self.vocabulary.special_tokens
+        parts = tf.strings.split(_cut_out(texts, special), _CUT)  # (B, ragged)
+        flat = parts.flat_values
+        kept = tf.reduce_any(flat[:, None] == tf.constant(special), axis=1)
+        words = tf.strings.split(tf.where(kept, flat, unicode.isolate(self.normalize(flat))))
+        too_long = tf.strings.length(words.flat_values, "UTF8_CHAR") > _LONGEST_WORD
+        return tf.RaggedTensor.from_row_splits(
+            tf.where(too_long, self.vocabulary.unknown_token, words.flat_values),
+            tf.gather(words.row_splits, parts.row_splits),
+            validate=False,
+        )
 
     def normalize(self, texts: tf.Tensor) -> tf.Tensor:
         """Return the texts cleaned, with accents and case as the vocabulary wants them, (B,)."""
-        vocabulary = self.vocabulary
-        replace = tf.strings.regex_replace
-        x = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", replacement_char=0xFFFD)
-        # \p{C}: control, format, private use, surrogate.
-        x = replace(x, r"[\t\n\r]", " ")
-        x = replace(x, r"[\p{C}\x{FFFD}]", "")
-        x = replace(x, r"\p{Z}", " ")
-        x = replace(x, _CJK, r" \1 ")
-        strip = (
-            vocabulary.lowercase if vocabulary.strip_accents is None else (vocabulary.strip_accents)
-        )
-        if strip:
-            x = replace(self._normalize_utf8(x, "NFD"), r"\p{Mn}", "")
-        if vocabulary.lowercase:
-            # BERT lowercases character by character: no special form of sigma ends a word.
-            x = tf.strings.lower(replace(x, "Σ", "σ"), encoding="utf-8")
-        return tf.cond(
-            tf.reduce_any(tf.strings.regex_full_match(x, r".*[^ ]{101}.*")),
-            # Punctuation ends a word anyway, so spaces around it change no piece.
-            lambda: replace(replace(x, _PUNCTUATION, r" \1 "), _LONG_WORD, _UNKNOWN),
-            lambda: x,
-        )
+        lowercase, strip = self.vocabulary.lowercase, self.vocabulary.strip_accents
+        return unicode.normalize(texts, lowercase, lowercase if strip is None else strip)
+
+
+def _cut_out(texts: tf.Tensor, special: tuple[str, ...]) -> tf.Tensor:
+    """Put a mark on both sides of each special token, and nowhere else, (B,)."""
+    # The longest first: RE2 takes the first alternative that fits.
+    longest_first = sorted(special, key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in longest_first)
+    x = tf.strings.regex_replace(texts, _CUT, "\x01")  # dropped likewise
+    return tf.strings.regex_replace(x, f"({pattern})", rf"{_CUT}\1{_CUT}")
