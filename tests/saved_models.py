@@ -218,3 +218,35 @@ def _bert(
     pooled = tf.tanh(dense(x[:, 0], "pooler_transform", "bh,hp->bp"))
     return {"pooled_output": pooled, "default": pooled, "sequence_output": x,
             "encoder_outputs": states}  # fmt: skip
+
+
+def write_sentence_encoder(folder: Path, *, buckets: int = 50, seed: int = 0) -> Path:
+    """Write a SavedModel from strings, (B,), to (B, H): the mean of its words' embeddings.
+
+    A word's row is looked up in a small table from a file, or is the hash of the word.
+    """
+    words = folder.parent / f"{folder.name}_words.txt"
+    words.write_text("good\nbad\n")
+    root = Exported()
+    table = tf.lookup.StaticVocabularyTable(
+        tf.lookup.TextFileInitializer(
+            str(words), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE,
+            tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER,
+        ), buckets,
+    )  # fmt: skip
+    values = np.random.default_rng(seed).normal(0, 0.5, (buckets + 2, HIDDEN))
+    embeddings = tf.Variable(values.astype(np.float32), name="embeddings/part_0")
+    root.variables = root.trainable_variables = [embeddings]
+    root.table = table
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+    def call(texts: tf.Tensor) -> tf.Tensor:
+        split = tf.strings.split(tf.strings.lower(texts))  # (B, ragged)
+        rows = split.with_flat_values(tf.gather(embeddings, table.lookup(split.flat_values)))
+        return tf.math.divide_no_nan(
+            tf.reduce_sum(rows, axis=1), tf.cast(split.row_lengths(), tf.float32)[:, None] ** 0.5
+        )
+
+    root.__call__ = call
+    tf.saved_model.save(root, str(folder))
+    return folder

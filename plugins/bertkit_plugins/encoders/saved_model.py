@@ -13,11 +13,12 @@ import tensorflow as tf
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
 from bertkit.pooling import POOLINGS, Pooling, PoolingName
-from bertkit_plugins.encoders.saved_model_graph import Graph, random_inputs
+from bertkit_plugins.encoders.saved_model_graph import BYTES, Graph, random_inputs
 
 _LAYER = re.compile(r"(?:^|/)layer_(?:\._)?(\d+)/")
 _EMBEDDINGS = re.compile(r"(?:^|/)[^/]*embedding")
 _MAX_LENGTH = 512  # where the graph does not tell, as in every published BERT
+_MAX_BYTES = 65536  # of a text, in graphs that take strings
 
 
 class SavedModelEncoder(Encoder):
@@ -29,6 +30,9 @@ class SavedModelEncoder(Encoder):
 
     The graph and its assets are a part of the config, so that a model comes back whole from its
     config alone; the values are not, and are NaN until weights are loaded.
+
+    A graph that takes strings gets them as ids: the bytes of their UTF-8, as the preprocessor
+    "text_bytes" makes them.
 
     Args:
         graph: a `Graph`, or its `files`.
@@ -83,6 +87,10 @@ class SavedModelEncoder(Encoder):
                 "it anew, with a static last dimension."
             )
         self.hidden_size = int(hidden)
+        if graph.interface.texts:
+            self.vocabulary_size, self.num_segments = BYTES, 0
+            self.max_sequence_length = _MAX_BYTES
+            return
         largest = max((int(v.shape[0]) for v in graph.variables if v.shape.rank == 2), default=1)
         self.vocabulary_size = graph.rows("word") or largest
         self.max_sequence_length = graph.length or graph.rows("position") or _MAX_LENGTH
