@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from tests.tiny import DISTILBERT_WEIGHTS
+
 Array = NDArray[np.float64]
 
 
@@ -45,9 +47,14 @@ def layer_norm(x: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
 def reference_bert(
     folder: Path, token_ids: NDArray[Any], segment_ids: NDArray[Any], padding_mask: NDArray[Any]
 ) -> tuple[Array, Array]:
-    """Return the sequence (B, T, H) and the pooler's output (B, H) for int inputs (B, T)."""
+    """Return the sequence (B, T, H) and the pooler's output (B, H) for int inputs (B, T).
+
+    Without a pooler, in ELECTRA and DistilBERT, the second is the first token.
+    """
     config = json.loads((folder / "config.json").read_text())
     weights = {k: v.astype(np.float64) for k, v in load_file(folder / "model.safetensors").items()}
+    if config["model_type"] == "distilbert":
+        config, weights = _as_bert(config, weights)
     epsilon, heads = config["layer_norm_eps"], config["num_attention_heads"]
     activation = ACTIVATIONS[config["hidden_act"]]
 
@@ -62,9 +69,12 @@ def reference_bert(
         x = (
             weights["embeddings.word_embeddings.weight"][tokens]
             + weights["embeddings.position_embeddings.weight"][np.arange(len(tokens))]
-            + weights["embeddings.token_type_embeddings.weight"][segments]
         )
-        x = norm(x, "embeddings.LayerNorm")  # (T, H)
+        if "embeddings.token_type_embeddings.weight" in weights:
+            x = x + weights["embeddings.token_type_embeddings.weight"][segments]
+        x = norm(x, "embeddings.LayerNorm")  # (T, E)
+        if "embeddings_project.weight" in weights:
+            x = dense(x, "embeddings_project")  # (T, H)
         width = x.shape[1] // heads
         for index in range(config["num_hidden_layers"]):
             layer = f"encoder.layer.{index}"
@@ -85,7 +95,27 @@ def reference_bert(
 
     rows = zip(token_ids, segment_ids, padding_mask, strict=True)
     sequence = np.stack([one(*row) for row in rows])
+    if "pooler.dense.weight" not in weights:
+        return sequence, sequence[:, 0]
     return sequence, np.tanh(dense(sequence[:, 0], "pooler.dense"))
+
+
+def _as_bert(
+    config: dict[str, Any], weights: dict[str, Array]
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return the config and the weights of a DistilBERT by BERT's names."""
+    fields = {
+        "num_attention_heads": config["n_heads"],
+        "num_hidden_layers": config["n_layers"],
+        "hidden_act": config["activation"],
+        "layer_norm_eps": 1e-12,
+    }
+    named = {}
+    for name, array in weights.items():
+        for ours, theirs in DISTILBERT_WEIGHTS.items():
+            name = name.replace(theirs, ours)
+        named[name] = array
+    return fields, named
 
 
 def random_batch(vocabulary_size: int, seed: int = 0) -> dict[str, NDArray[np.int32]]:

