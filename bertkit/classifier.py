@@ -18,6 +18,7 @@ from bertkit.data.batches import Order, make_dataset, plan
 from bertkit.encoder import Encoder
 from bertkit.errors import BertkitError, InputError, shown
 from bertkit.feeding import STREAMS, EpochCounter, Feed, batch_size_of, unpacked
+from bertkit.gradients import GradientReport, gradient_report
 from bertkit.guards import EncoderMoves, check_trainable, connected
 from bertkit.head import Head
 from bertkit.inputs import is_text
@@ -326,6 +327,32 @@ class BertClassifier(keras.Model):
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """Return the logits of one batch, as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self._feed().inputs(x))
+
+    def gradient_report(
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any = None,
+        class_weight: Mapping[Any, float] | None = None,
+    ) -> GradientReport:
+        """Report what one training step on a batch does, layer by layer, without taking it.
+
+        The step is taken and undone, to the last bit of weights, optimizer and random numbers.
+
+        Args:
+            x: texts or tensors, as `train_on_batch` takes them.
+            y: labels.
+            sample_weight: a weight for each row.
+            class_weight: a weight for each label.
+
+        Raises:
+            InputError: the labels are not known yet, or the batch cannot be used.
+            TrainingError: `trainable` was changed too late to count.
+        """
+        self.build()
+        batch = self._feed(class_weight).batch(x, y, sample_weight)
+        self._compile_from_head()
+        return gradient_report(self, *batch)
 
     def _feed(
         self,

@@ -26,16 +26,17 @@ _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 _TERMINATED = 143
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")]
+Config = Annotated[
+    list[str],
+    typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="YAML files, later ones over earlier "
+                   "ones, then single keys such as training.epochs=1."),
+]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def train(
-    config: Annotated[
-        list[str],
-        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="YAML files, later ones over "
-                       "earlier ones, then single keys such as training.epochs=1."),
-    ],
+    config: Config,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate, show what would be built, touch nothing.")
     ] = False,
@@ -48,11 +49,9 @@ def train(
 
     with quiet_start():
         from bertkit import experiment
-        from bertkit.config import load_config, to_yaml
+        from bertkit.config import to_yaml
         from bertkit.data.report import render
-    # os.path, since pathlib raises an error for a word too long for a path.
-    overrides = [word for word in config if "=" in word and not os.path.isfile(word)]  # noqa: PTH113
-    experiment_config = load_config([word for word in config if word not in overrides], overrides)
+    experiment_config = _load(config)
     if dry_run:
         print(to_yaml(experiment_config), end="")
         _print_parts(experiment_config)
@@ -69,6 +68,22 @@ def train(
     if result.metrics:
         print_metrics(result.metrics)
     print(f"Wrote {result.folder}. Use it: bertkit predict {result.folder}")
+
+
+@app.command()
+def inspect(config: Config, as_json: AsJson = False) -> None:
+    """Show what the first training step would do: inputs, gradients, updates, layer by layer."""
+    from bertkit.console import gradient_tables, quiet_start
+
+    with quiet_start():
+        from bertkit import experiment
+    report = experiment.inspect(_load(config))
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        from rich import print as rich_print
+
+        rich_print(gradient_tables(report))
 
 
 @app.command()
@@ -185,6 +200,15 @@ def version() -> None:
     from bertkit import __version__
 
     print(__version__)
+
+
+def _load(words: list[str]) -> Any:
+    """Return the config that files and KEY=VALUE make together."""
+    from bertkit.config import load_config
+
+    # os.path, since pathlib raises an error for a word too long for a path.
+    overrides = [word for word in words if "=" in word and not os.path.isfile(word)]  # noqa: PTH113
+    return load_config([word for word in words if word not in overrides], overrides)
 
 
 def _print_parts(config: Any) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from bertkit.gradients import GradientReport, LayerGradients
+
+_SHOWN = 32  # tokens of a row
+_NAMED = 3  # weights of a layer
 
 
 @contextlib.contextmanager
@@ -45,12 +54,83 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others as they are."""
     from rich.console import Console
+
+    Console(soft_wrap=False).print(_table(header, rows))
+
+
+def gradients_as_text(report: GradientReport) -> str:
+    """Return what `gradient_tables` shows as plain text, 100 columns wide."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as captured:
+        console.print(gradient_tables(report))
+    return captured.get().rstrip()
+
+
+def gradient_tables(report: GradientReport) -> Group:
+    """Return what came in, the layers, and what has no gradient, for `rich` to print."""
+    from rich.console import Group
+    from rich.text import Text
+
+    first = {
+        "token_ids": report.tokens,
+        "segment_ids": report.segment_ids,
+        "padding_mask": report.padding_mask,
+    }
+    received = [
+        [one.name, str(one.shape), one.dtype, _row(first.get(one.name, ()))]
+        for one in report.received
+    ]
+    layers = [
+        [layer.name, f"{layer.parameters:,}", _share(layer.trained, layer.parameters),
+         _short(layer.gradient_norm), _short(layer.update_ratio)]
+        for layer in report.layers
+    ]  # fmt: skip
+    lines = [f"loss {report.loss:.4f}, learning rate {report.learning_rate:g}"]
+    lines += [line for layer in report.layers for line in _without(layer)]
+    lines += [
+        f"Neither trained nor saved, since the model does not list it: {one.name}"
+        + (f", in {one.owner}" if one.owner else "")
+        for one in report.hidden
+    ]
+    lines += [f"Note: {note}." for note in report.notes]
+    return Group(
+        _table(["received", "shape", "dtype", "first row"], received),
+        _table(["layer", "parameters", "trained", "gradient norm", "update / weight"], layers),
+        *map(Text, lines),
+    )
+
+
+def _without(layer: LayerGradients) -> Iterator[str]:
+    """Yield a line for each reason why weights of a layer get no gradient."""
+    for reason in dict.fromkeys(layer.without.values()):
+        paths = [path for path, why in layer.without.items() if why == reason]
+        more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+        yield f"No gradient in {layer.name}: {', '.join(paths[:_NAMED])}{more}: {reason}."
+
+
+def _row(values: Sequence[Any]) -> str:
+    return " ".join(map(str, values[:_SHOWN])) + (" …" if len(values) > _SHOWN else "")
+
+
+def _share(trained: int, parameters: int) -> str:
+    if trained in (0, parameters):
+        return "yes" if trained else "no"
+    return f"{trained:,}"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.table import Table
 
     table = Table(*header)
     for row in rows:
         table.add_row(*map(_plain, row))
-    Console(soft_wrap=False).print(table)
+    return table
 
 
 def _figure(value: float | None) -> str:

@@ -27,6 +27,7 @@ from bertkit.data.files import Columns, read_rows
 from bertkit.data.loading import Split, load_split
 from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
+from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
@@ -187,27 +188,10 @@ def train(
         DataError: a label cannot be used.
         ConfigError: the loss of the last epoch is no number, so the model is of no use.
     """
-    rows = splits["train"]
-    if not model.head.adapted:
-        with rows.located():
-            model.head.adapt(rows.labels)
-    model.build()
-    targets = {name: _targets(model, split) for name, split in splits.items()}
-    steps = training.epochs * -(-len(targets["train"]) // training.batch_size)
-    schedule = WarmupSchedule(
-        training.learning_rate, steps, round(training.warmup * steps), training.schedule
-    )
-    multipliers = layer_decay(model.encoder, training.layer_decay)
-    model.compile(
-        optimizer=AdamW(
-            schedule,
-            multipliers if training.layer_decay < 1 else None,
-            weight_decay=training.weight_decay,
-        ),
-        loss=model.head.make_loss(),
-        metrics=model.head.make_metrics(),
-    )
-    validation = splits.get("validation")
+    rows, validation = splits["train"], splits.get("validation")
+    prepare(model, rows, training)
+    for split in splits.values():
+        _targets(model, split)  # before hours of training, not after
     history = model.fit(
         rows.examples,
         rows.labels,
@@ -227,6 +211,54 @@ def train(
             f"training.learning_rate, which is {training.learning_rate:g}, or raise "
             "training.warmup."
         )
+
+
+def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> None:
+    """Let the head learn its labels, unless it knows them, and compile the model for training.
+
+    Raises:
+        DataError: a label cannot be used.
+    """
+    if not model.head.adapted:
+        with rows.located():
+            model.head.adapt(rows.labels)
+    model.build()
+    steps = training.epochs * -(-len(rows.labels) // training.batch_size)
+    schedule = WarmupSchedule(
+        training.learning_rate, steps, round(training.warmup * steps), training.schedule
+    )
+    multipliers = layer_decay(model.encoder, training.layer_decay)
+    model.compile(
+        optimizer=AdamW(
+            schedule,
+            multipliers if training.layer_decay < 1 else None,
+            weight_decay=training.weight_decay,
+        ),
+        loss=model.head.make_loss(),
+        metrics=model.head.make_metrics(),
+    )
+
+
+@_enough_memory()
+def inspect(config: ExperimentConfig | Mapping[str, Any]) -> GradientReport:
+    """Return what the first training step would do, on the first rows as they stand in the files.
+
+    Nothing is trained, and nothing written.
+
+    Raises:
+        ConfigError: the config is wrong, or the memory does not suffice.
+        DataError: a file or a row cannot be used.
+        BertkitError: a part cannot be made.
+    """
+    config = _valid(config)
+    keras.utils.set_random_seed(config.seed)
+    model = build(config)
+    rows = read_data(config, model)["train"]
+    prepare(model, rows, config.training)
+    first = rows.take(np.arange(len(rows.labels))[: config.training.batch_size])
+    batch = first.examples.batch(np.arange(len(first.labels)))
+    with first.located():
+        return model.gradient_report(batch, first.labels)
 
 
 def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:

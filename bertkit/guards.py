@@ -118,12 +118,12 @@ def hidden_variables(model: BertClassifier, tape: tf.GradientTape) -> list[Hidde
     Those of frozen layers do not count, nor does anything of unknown place if the encoder is
     frozen.
     """
-    listed = {id(variable.value) for variable in model.variables}
-    read = [variable for variable in tape.watched_variables() if id(variable) not in listed]
+    listed = {id(_whole(variable.value)) for variable in model.variables}
+    read = [v for v in map(_whole, tape.watched_variables()) if id(v) not in listed]
     if not read:
         return []
     owners = {
-        id(variable): (layer, owner)
+        id(_whole(variable)): (layer, owner)
         for layer, owner, variables in _foreign_parts(model)
         for variable in variables
     }
@@ -133,6 +133,13 @@ def hidden_variables(model: BertClassifier, tape: tf.GradientTape) -> list[Hidde
         if layer.trainable:
             hidden.append(Hidden(variable.name.removesuffix(":0"), owner))
     return sorted(hidden)
+
+
+def _whole(variable: Any) -> Any:
+    """Return a variable or, of the copy that one replica has, all copies as one."""
+    handle = getattr(variable, "handle", None)
+    container = getattr(handle, "_distributed_container", None)
+    return variable if container is None else container()
 
 
 def _foreign_parts(model: BertClassifier) -> Iterator[tuple[Any, str, Iterable[Any]]]:
