@@ -7,6 +7,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -459,6 +460,19 @@ class BertClassifier(keras.Model):
             if index in fixed:
                 weight.trainable = False
         return model
+
+    def save_assets(self, folder: str) -> None:
+        """Write what the preprocessor's config cannot hold; called by Keras."""
+        if self.preprocessor is not None:
+            inner = Path(folder, "preprocessor")
+            inner.mkdir()
+            self.preprocessor.save_assets(str(inner))
+
+    def load_assets(self, folder: str) -> None:
+        """Read what `save_assets` wrote; called by Keras."""
+        inner = Path(folder, "preprocessor")
+        if self.preprocessor is not None and inner.is_dir():
+            self.preprocessor.load_assets(str(inner))
 
     def get_build_config(self) -> None:
         """Return nothing: the constructor builds the model as soon as the labels are known."""

@@ -229,7 +229,7 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
             example = f"{{plugin: {section}}}" if name in REGISTRIES else "{key: value}"
             problems.add((name,), f"expected a section, such as {name}: {example}", section)
     if "data" in fields and fields.get("preprocessor") is not None:
-        _check_columns(fields["data"].text, fields["preprocessor"].plugin, problems)
+        _check_columns(fields["data"].text, fields["preprocessor"], problems)
     return fields
 
 
@@ -296,13 +296,16 @@ def _elsewhere(key: Any) -> str:
     return f"; did you mean {places[key]!r}?" if key in places else ""
 
 
-def _check_columns(text: str | list[str], preprocessor: str, problems: Problems) -> None:
+def _check_columns(text: str | list[str], chosen: PluginConfig, problems: Problems) -> None:
     columns = 1 if isinstance(text, str) else len(text)
-    wanted = getattr(preprocessors.get(preprocessor), "text_columns", columns)
+    plugin, name = preprocessors.get(chosen.plugin), chosen.plugin
+    wanted = chosen.arguments.get("text_columns", getattr(plugin, "text_columns", columns))
     if isinstance(wanted, int) and wanted != columns:
+        free = any(argument.name == "text_columns" for argument in arguments_of(plugin))
+        other = f", or preprocessor.text_columns={columns}" if free else ""
         problems.add(
             ("data", "text"),
-            f"text names {columns} column{'s' * (columns > 1)}, but {preprocessor} wants {wanted}, "
-            f"expected {'a list of 2 columns' if wanted == 2 else 'one column'}",
+            f"text names {columns} column{'s' * (columns > 1)}, but {name} wants {wanted}, "
+            f"expected {'a list of 2 columns' if wanted == 2 else 'one column'}{other}",
             text,
         )

@@ -96,7 +96,7 @@ class Encoder(keras.layers.Layer):
         if self._vocabulary is not None:
             self._vocabulary.save(folder)
 
-    def load_assets(self, folder: str) -> None:
-        """Read what `save_assets` wrote; called by Keras when the model is loaded."""
-        if Path(folder, "vocab.txt").exists():
+    def load_assets(self, folder: str | None) -> None:
+        """Read what `save_assets` wrote; called by Keras, with `None` if that was nothing."""
+        if folder is not None and Path(folder, "vocab.txt").exists():
             self.vocabulary = Vocabulary.load(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +32,8 @@ class Preprocessor:
 
     A subclass sets `text_columns` and defines `encode`. It reads `self.tokenizer` and
     `self.vocabulary`, which are there once it is bound to an encoder: the vocabulary belongs to
-    the encoder, so that the two can never disagree.
+    the encoder, so that the two can never disagree. One that brings its own tokenizer overrides
+    `prepare`, `padding_id`, `save_assets` and `load_assets`.
 
     Args:
         sequence_length: the longest sequence, in tokens, special tokens included. Longer texts
@@ -42,7 +43,7 @@ class Preprocessor:
         InputError: `sequence_length` leaves no room for text.
     """
 
-    text_columns: ClassVar[int] = 1
+    text_columns: int = 1
 
     def __init__(self, sequence_length: int = 128) -> None:
         if isinstance(sequence_length, bool) or not isinstance(sequence_length, int):
@@ -134,9 +135,13 @@ class Preprocessor:
         """
         raise NotImplementedError(f"{type(self).__name__} must define `encode`.")
 
+    def prepare(self) -> None:
+        """Make what `encode` reads, outside of its graph: here the tokenizer."""
+        self.tokenizer  # noqa: B018 - drops the graph of another vocabulary
+
     def encode_array(self, texts: np.ndarray) -> Encoded:
         """Encode an array of strings, (B,) or (B, 2), by a graph that is traced once."""
-        self.tokenizer  # noqa: B018 - drops the graph of another vocabulary
+        self.prepare()
         if self._traced is None:
             shape = [None] if self.text_columns == 1 else [None, self.text_columns]
             self._traced = tf.function(
@@ -166,6 +171,12 @@ class Preprocessor:
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, ready for JSON."""
         return {"sequence_length": self.sequence_length}
+
+    def save_assets(self, folder: str) -> None:
+        """Write what the config cannot hold into an existing folder of a saved model."""
+
+    def load_assets(self, folder: str) -> None:
+        """Read what `save_assets` wrote; the folder goes away afterwards."""
 
 
 def pack(segments: list[tf.RaggedTensor], room: list[tf.Tensor], vocabulary: Vocabulary) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.classifier import BertClassifier
-from bertkit.encoder import INPUT_NAMES
+from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.inputs import texts_of
 from bertkit.preprocessor import Encoded, Preprocessor
 from bertkit.registry import heads, preprocessors
@@ -30,18 +31,21 @@ _TEXTS = ["A short one.", "x", "Ünïcödé, 中文 and\u200bmore!", "\u200b", "
 def check_preprocessor(
     preprocessor: Preprocessor | Callable[..., Preprocessor] | str,
     texts: Sequence[Any] | None = None,
+    encoder: Encoder | None = None,
     **arguments: Any,
 ) -> None:
     """Check a preprocessor against the contract of `bertkit.Preprocessor`.
 
-    That its config rebuilds it; names, types and shapes of what it returns; that rows begin with
-    the start token, keep to `sequence_length`, and `lengths` tells what truncation took; that a
-    row does not depend on its batch; that a graph and a `tf.data` map give the same; no rows, one
-    row, and text that is far too long.
+    That its config and assets rebuild it; names, types and shapes of what it returns; that rows
+    begin with the start token, keep to `sequence_length`, and `lengths` tells what truncation
+    took; that a row does not depend on its batch; that a graph and a `tf.data` map give the same;
+    no rows, one row, and text that is far too long.
 
     Args:
         preprocessor: a preprocessor, its class, or the name it is registered under.
         texts: rows of text, strings or pairs of them; examples if `None`.
+        encoder: one to bind it to, for a preprocessor that does not take every vocabulary; a tiny
+            BERT over ASCII if `None`.
         **arguments: of the constructor, if `preprocessor` is a class or a name.
 
     Raises:
@@ -49,15 +53,20 @@ def check_preprocessor(
     """
     with during(f"check_preprocessor({name_of(preprocessor)}), construction"):
         made = maker(preprocessors, Preprocessor, preprocessor, arguments)()
+        if isinstance(preprocessor, Preprocessor):
+            _move_assets(preprocessor, made)
         ensure(made.text_columns in (1, 2), f"text_columns is {made.text_columns!r}, not 1 or 2")
-        made.bind(_encoder(made))
+        made.bind(encoder or tiny_encoder(max_sequence_length=made.sequence_length))
         rows = tf.constant(_rows(made, texts).tolist(), tf.string)  # (B,) or (B, 2)
-    checks = (config, outputs, lengths, rows_alone, graphs, few_rows)
+    checks = (config, outputs, assets, lengths, rows_alone, graphs, few_rows)
     run("check_preprocessor", preprocessor, checks, made, rows)
 
 
-def _encoder(preprocessor: Preprocessor) -> Any:
-    return tiny_encoder(max_sequence_length=preprocessor.sequence_length)
+def _move_assets(source: Preprocessor, target: Preprocessor) -> None:
+    """Give a preprocessor the assets of another, as saving and loading a model does."""
+    with tempfile.TemporaryDirectory() as folder:
+        source.save_assets(folder)
+        target.load_assets(folder)
 
 
 def _rows(preprocessor: Preprocessor, texts: Sequence[Any] | None) -> np.ndarray:
@@ -72,7 +81,8 @@ def _rows(preprocessor: Preprocessor, texts: Sequence[Any] | None) -> np.ndarray
 def config(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
     check_config(preprocessors, preprocessor)
     head = heads.create("binary", labels=["no", "yes"])
-    model = BertClassifier(_encoder(preprocessor), head, again(preprocessor))
+    encoder: Any = preprocessor._encoder
+    model = BertClassifier(encoder, head, again(preprocessor))
     restored = BertClassifier.from_config(model.get_config()).preprocessor
     ensure(type(restored) is type(preprocessor), f"a saved model brings back {restored!r}")
 
@@ -105,16 +115,29 @@ def _check_outputs(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
         f"a batch must be as long as its longest row ({counts.max()}) and within sequence_length "
         f"({limit}); it is {shape[1]}",
     )
-    vocabulary = preprocessor.vocabulary
-    start = vocabulary.id_of(vocabulary.start_token)
-    padding = vocabulary.id_of(vocabulary.padding_token)
-    ensure((ids[:, 0] == start).all(), f"each row must begin with {vocabulary.start_token}")
-    ensure((ids[mask == 0] == padding).all(), f"padding must be {vocabulary.padding_token}")
+    encoder: Any = preprocessor._encoder
+    if encoder.vocabulary is not None:
+        start = encoder.vocabulary.start_token
+        begins = ids[:, 0] == encoder.vocabulary.id_of(start)
+        ensure(begins.all(), f"each row must begin with {start}")
+    padding = preprocessor.padding_id
+    ensure((ids[mask == 0] == padding).all(), f"padding must be `padding_id`, {padding}")
     columns = preprocessor.text_columns
     ensure(
         ((segments >= 0) & (segments < columns)).all(),
         f"segment_ids must be from 0 to {columns - 1}, and go from {segments.min()} to "
         f"{segments.max()}",
+    )
+
+
+def assets(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
+    copy, encoder = again(preprocessor), preprocessor._encoder
+    _move_assets(preprocessor, copy)
+    copy.bind(encoder)
+    tensors, others = preprocessor(texts), copy(texts)
+    ensure(
+        all(np.array_equal(tensors[name], others[name]) for name in INPUT_NAMES),
+        "made again from its config and assets, it must give the same tensors",
     )
 
 
@@ -163,7 +186,7 @@ def graphs(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
 
 
 def few_rows(preprocessor: Preprocessor, texts: tf.Tensor) -> None:
-    encoder = _encoder(preprocessor)
+    encoder: Any = preprocessor._encoder
     for rows in (0, 1):
         with during("no rows" if rows == 0 else "one row"):
             tensors = preprocessor(texts[:rows])
