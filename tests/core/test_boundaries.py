@@ -151,7 +151,14 @@ def test_installed_are_the_plugins_that_the_project_declares(kind: str) -> None:
 @pytest.mark.skipif(not CHECKOUT, reason="reads pyproject.toml, so only in a checkout")
 def test_the_shipped_plugins_are_those_that_are_documented() -> None:
     assert {group: sorted(names) for group, names in declared_entry_points().items()} == {
-        "bertkit.encoders": ["bert", "huggingface", "kerashub"],
+        "bertkit.encoders": [
+            "bert",
+            "huggingface",
+            "kerashub",
+            "saved_model",
+            "tf1_checkpoint",
+            "tfhub",
+        ],
         "bertkit.preprocessors": ["sentence_pair", "single_text", "tfhub"],
         "bertkit.heads": ["binary", "multi_label", "multiclass", "regression"],
     }
