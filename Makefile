@@ -35,7 +35,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy scripts/derive_data.py scripts/derive_unicode.py scripts/fetch_demo.py
+	$(BIN)/mypy scripts/check_tokenizer.py scripts/derive_data.py scripts/derive_unicode.py \
+	    scripts/fetch_demo.py
 
 wheel: $(VENV)/.installed-dev
 	rm -rf dist
