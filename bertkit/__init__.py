@@ -22,6 +22,7 @@ _PUBLIC = {
     "Vocabulary": "bertkit.tokenizer",
     "build": "bertkit.experiment",
     "encoders": "bertkit.registry",
+    "export": "bertkit.exporting",
     "heads": "bertkit.registry",
     "load": "bertkit.artifact",
     "preprocessors": "bertkit.registry",
@@ -39,6 +40,7 @@ __all__ = [
     "Vocabulary",
     "build",
     "encoders",
+    "export",
     "heads",
     "load",
     "preprocessors",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from bertkit.encoder import Encoder
     from bertkit.errors import BertkitError
     from bertkit.experiment import build, run
+    from bertkit.exporting import export
     from bertkit.head import Head
     from bertkit.preprocessor import Preprocessor
     from bertkit.registry import encoders, heads, preprocessors

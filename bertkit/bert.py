@@ -149,22 +149,26 @@ class BertEncoder(Encoder):
     ) -> dict[str, Any]:
         mask = tf.cast(inputs["padding_mask"], tf.int32)  # (B, T)
         pooling = self.pooling_layer
-        first_only = "sequence" not in reads and pooling.first_only
+        first_only = pooling.first_only and not {"sequence", "layers"} & {*reads}
         pooled = "pooled" in reads
         x = self.embeddings(
             inputs["token_ids"], inputs["segment_ids"], training=training
         )  # (B*T, H)
-        states = []
+        states, outputs = [], []
         for layer in self.transformer_layers:
             if pooled and pooling.all_layers:
                 states.append(self._rows(x, mask)[:, 0])
             last = layer is self.transformer_layers[-1]
             x = layer(x, mask, first_only=first_only and last, training=training)
-        features = {"mask": mask}
+            if "layers" in reads:  # for export: what each layer gives, (B, T, H)
+                outputs.append(self._rows(x, mask))
+        features: dict[str, Any] = {"mask": mask}
         if not first_only:
             x = self._rows(x, mask)
         if "sequence" in reads:
             features["sequence"] = x
+        if "layers" in reads:
+            features["layers"] = outputs
         if pooled:
             first = pooling.first_only and not first_only
             features["pooled"] = pooling([*states, x[:, 0] if first else x], mask)

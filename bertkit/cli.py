@@ -144,6 +144,34 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Run,
+    destination: Annotated[
+        Path, typer.Argument(metavar="DEST", help="A folder, which must not exist yet.")
+    ],
+    format: Annotated[
+        Literal["tfhub", "kerashub", "huggingface"],
+        typer.Option(help="tfhub: SavedModels of encoder and preprocessor; kerashub: a preset; "
+                     "huggingface: a folder for transformers."),
+    ],
+    allow_approximation: Annotated[
+        bool,
+        typer.Option("--allow-approximation", help="Write kerashub also where KerasHub computes "
+                     "another GELU than the model; says how far off it is."),
+    ] = False,
+) -> None:  # fmt: skip
+    """Write a finished run's encoder in another program's format."""
+    from bertkit.console import quiet_start
+
+    with quiet_start():
+        from bertkit import artifact, exporting
+    model = artifact.load(run)
+    for sentence in exporting.export(model, destination, format, allow_approximation):
+        print(sentence)
+    print(f"It is in {destination}.")
+
+
+@app.command()
 def plugins(as_json: AsJson = False) -> None:
     """List what is installed: kind, name, distribution, purpose and arguments."""
     from bertkit.console import quiet_start

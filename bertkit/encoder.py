@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from bertkit.errors import EncoderError
+from bertkit.errors import EncoderError, ExportError
 from bertkit.tokenizer import Vocabulary
 
 # TF Hub's names of the three inputs: bertkit's, which are KerasHub's.
@@ -75,6 +75,22 @@ class Encoder(keras.layers.Layer):
     def unread(self, reads: Sequence[str]) -> list[Any]:
         """Return the weights on which none of the features that are read depends."""
         return []
+
+    def write_saved_model(self, folder: str) -> list[str]:
+        """Write the encoder as a SavedModel with TF Hub's text-encoder interface.
+
+        For encoders that are not a `BertEncoder`, of which the export takes care itself.
+
+        Returns:
+            What is left out, a sentence each.
+
+        Raises:
+            ExportError: it cannot be written.
+        """
+        raise ExportError(
+            f"{type(self).__name__} cannot be written as a SavedModel: it is no BertEncoder, and "
+            "does not define `write_saved_model`. Train with an encoder that can."
+        )
 
     @property
     def vocabulary(self) -> Vocabulary | None:

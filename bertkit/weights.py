@@ -1,10 +1,11 @@
-"""Named arrays into a BertEncoder: the door through which every source of weights comes in."""
+"""Named arrays into a BertEncoder and out of it: the door of every source of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,30 +91,48 @@ def set_weights(encoder: BertEncoder, weights: Mapping[str, Weight], source: str
     def read(name: str) -> NDArray[np.float32]:
         return _checked(weights[name], shapes[name], source)
 
+    for variable, held in places(encoder):
+        variable.assign(np.concatenate([read(name) for name in held], axis=-1))
+
+
+def get_weights(encoder: BertEncoder) -> dict[str, NDArray[np.float32]]:
+    """Return every weight of `weight_shapes` by its name: what `set_weights` takes."""
+    weights: dict[str, NDArray[np.float32]] = {}
+    for variable, names in places(encoder):
+        parts = np.split(variable.numpy().astype(np.float32), len(names), axis=-1)
+        weights.update(zip(names, parts, strict=True))
+    return weights
+
+
+def places(encoder: BertEncoder) -> Iterator[tuple[keras.Variable, tuple[str, ...]]]:
+    """Yield each variable that has named weights, and the names of those it holds.
+
+    It holds them side by side along its last axis: one each, or query, key and value.
+    """
     embeddings = encoder.embeddings
-    embeddings.token.assign(read("token_embedding"))
-    embeddings.position.assign(read("position_embedding"))
+    yield embeddings.token, ("token_embedding",)
+    yield embeddings.position, ("position_embedding",)
     if encoder.num_segments:
-        embeddings.segment.assign(read("segment_embedding"))
-    embeddings.norm.gamma.assign(read("embeddings_norm/gamma"))
-    embeddings.norm.beta.assign(read("embeddings_norm/beta"))
+        yield embeddings.segment, ("segment_embedding",)
+    yield embeddings.norm.gamma, ("embeddings_norm/gamma",)
+    yield embeddings.norm.beta, ("embeddings_norm/beta",)
     if embeddings.projection is not None:
-        for place, kind in enumerate(("kernel", "bias")):
-            embeddings.projection[place].assign(read(f"embeddings_projection/{kind}"))
+        for variable, kind in zip(embeddings.projection, ("kernel", "bias"), strict=True):
+            yield variable, (f"embeddings_projection/{kind}",)
     for index, layer in enumerate(encoder.transformer_layers):
         for place, kind in enumerate(("kernel", "bias")):
-            fused = [read(f"layer_{index}/{part}/{kind}") for part in ("query", "key", "value")]
-            layer.qkv[place].assign(np.concatenate(fused, axis=-1))
-            layer.attention_output[place].assign(read(f"layer_{index}/attention_output/{kind}"))
-            layer.intermediate[place].assign(read(f"layer_{index}/intermediate/{kind}"))
-            layer.output_dense[place].assign(read(f"layer_{index}/output/{kind}"))
+            fused = (f"layer_{index}/{part}/{kind}" for part in ("query", "key", "value"))
+            yield layer.qkv[place], tuple(fused)
+            yield layer.attention_output[place], (f"layer_{index}/attention_output/{kind}",)
+            yield layer.intermediate[place], (f"layer_{index}/intermediate/{kind}",)
+            yield layer.output_dense[place], (f"layer_{index}/output/{kind}",)
         for part in NORMS:
             norm = getattr(layer, part)
-            norm.gamma.assign(read(f"layer_{index}/{part}/gamma"))
-            norm.beta.assign(read(f"layer_{index}/{part}/beta"))
+            yield norm.gamma, (f"layer_{index}/{part}/gamma",)
+            yield norm.beta, (f"layer_{index}/{part}/beta",)
     if encoder.pooling == "pooler":
-        encoder.pooling_layer.kernel.assign(read("pooler/kernel"))
-        encoder.pooling_layer.bias.assign(read("pooler/bias"))
+        yield encoder.pooling_layer.kernel, ("pooler/kernel",)
+        yield encoder.pooling_layer.bias, ("pooler/bias",)
 
 
 def _checked(weight: Weight, shape: tuple[int, ...], source: str) -> NDArray[np.float32]:

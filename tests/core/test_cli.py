@@ -29,7 +29,17 @@ from tests.tiny_models import LABELS, PAIRS, TEXTS
 ROOT = Path(__file__).parents[2]
 BERTKIT = str(Path(sys.executable).with_name("bertkit"))
 HEAVY = {"tensorflow", "keras", "numpy", "pandas", "pyarrow", "sklearn", "scipy", "omegaconf"}
-COMMANDS = ["train", "inspect", "evaluate", "predict", "plugins", "schema", "doctor", "version"]
+COMMANDS = [
+    "train",
+    "inspect",
+    "evaluate",
+    "predict",
+    "export",
+    "plugins",
+    "schema",
+    "doctor",
+    "version",
+]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from bertkit.errors import InputError
-from bertkit.head import Head
+from bertkit.head import Dense, Head
 from bertkit.labels import LabelSpace
 
 
@@ -46,6 +46,16 @@ class BinaryHead(Head):
     def encode_labels(self, labels: Any) -> np.ndarray:
         """Return targets, float32 (N, 1): 1 for the positive label."""
         return super().encode_labels(labels).astype("float32")[:, None]
+
+    def as_dense(self) -> Dense:
+        """Return two logits, 0 and the head's own, whose softmax is its probabilities."""
+        kernel, bias = (np.asarray(x, dtype="float32") for x in (self.kernel, self.bias))
+        return Dense(
+            np.concatenate([np.zeros_like(kernel), kernel], axis=1),
+            np.concatenate([np.zeros_like(bias), bias]),
+            self.labels,
+            "single_label_classification",
+        )
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         positive = 1 / (1 + np.exp(-np.clip(outputs.reshape(-1), -500, 500)))

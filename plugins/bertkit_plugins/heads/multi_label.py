@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, multi_label_report
-from bertkit.head import Head
+from bertkit.head import Dense, Head
 from bertkit.labels import LabelSpace, plain, rows_of
 
 
@@ -71,6 +71,10 @@ class MultiLabelHead(Head):
     def class_weights(self, targets: np.ndarray, class_weight: Mapping[Any, float]) -> np.ndarray:
         """Return weights of the loss, float32 (N, labels): a label's weight where it is carried."""
         return np.where(targets > 0, self.space.weights(class_weight), np.float32(1.0))
+
+    def as_dense(self) -> Dense:
+        kernel, bias = (np.asarray(x, dtype="float32") for x in (self.kernel, self.bias))
+        return Dense(kernel, bias, self.labels, "multi_label_classification")
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-np.clip(outputs, -500, 500)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from bertkit.head import Head
+from bertkit.head import Dense, Head
 
 
 class MulticlassHead(Head):
@@ -21,6 +21,10 @@ class MulticlassHead(Head):
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def as_dense(self) -> Dense:
+        kernel, bias = (np.asarray(x, dtype="float32") for x in (self.kernel, self.bias))
+        return Dense(kernel, bias, self.labels, "single_label_classification")
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, regression_report
-from bertkit.head import Head
+from bertkit.head import Dense, Head
 from bertkit.labels import rows_of
 
 _LARGEST = float(np.finfo("float32").max)
@@ -78,6 +78,18 @@ class RegressionHead(Head):
                 "`scale`, call `head.adapt(labels)`, or call `fit` with the labels first."
             )
         return self.center, self.scale
+
+    def as_dense(self) -> Dense:
+        """Return the layer with center and scale in it."""
+        center, scale = self._known()
+        kernel, bias = (np.asarray(x, dtype="float64") for x in (self.kernel, self.bias))
+        return Dense(
+            (scale * kernel).astype("float32"),
+            (center + scale * bias).astype("float32"),
+            ["value"],
+            "regression",
+            f"Its numbers are not clipped to the range {self.range}." if self.range else "",
+        )
 
     def make_loss(self) -> keras.losses.Loss:
         return StandardizedSquaredError(scale=self._known()[1])
