@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import tensorflow as tf
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
 from bertkit.pooling import POOLINGS, Pooling, PoolingName
-from bertkit_plugins.encoders.saved_model_graph import BYTES, Graph, random_inputs
+from bertkit_plugins.encoders.saved_model_graph import BYTES, Graph, once, random_inputs
 
 _LAYER = re.compile(r"(?:^|/)layer_(?:\._)?(\d+)/")
 _EMBEDDINGS = re.compile(r"(?:^|/)[^/]*embedding")
@@ -223,19 +224,22 @@ class VariableGroup(keras.layers.Layer):
 
 def find_roles(graph: Graph) -> list[str]:
     """Return the role of each variable, by the gradients of random sums of the outputs."""
-    inputs, generator = random_inputs(graph), np.random.default_rng(0)
+    inputs = random_inputs(graph)
     trained = [v for v in graph.variables if graph.is_trainable(v)]
+
+    def reaches(name: str) -> list[tf.Tensor]:
+        # One tape for each output: for a persistent one TensorFlow differentiates the gradient too.
+        with tf.GradientTape() as tape:
+            output = graph(inputs, training=True)[name]
+            weights = np.random.default_rng(0).normal(size=output.shape)
+            total = tf.reduce_sum(output * weights)
+        return [_is_gradient(gradient) for gradient in tape.gradient(total, trained)]
+
     reached: dict[str, set[int]] = {}
     for name in ("pooled", "sequence"):
-        if name not in graph.interface.outputs:
-            continue
-        # One tape each: for a persistent one TensorFlow differentiates the gradient as well.
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(trained)
-            output = graph(inputs, training=True)[name]
-            total = tf.reduce_sum(output * generator.normal(size=output.shape))
-        gradients = zip(trained, tape.gradient(total, trained), strict=True)
-        reached[name] = {id(v) for v, gradient in gradients if _is_gradient(gradient)}
+        if name in graph.interface.outputs:
+            flags = once(partial(reaches, name))
+            reached[name] = {id(v) for v, flag in zip(trained, flags, strict=True) if flag}
     pooled = reached.get("pooled", set())
     read = reached.get("sequence", pooled)
     return [
@@ -244,8 +248,8 @@ def find_roles(graph: Graph) -> list[str]:
     ]
 
 
-def _is_gradient(gradient: Any) -> bool:
+def _is_gradient(gradient: Any) -> tf.Tensor:
     """Return whether there is any; a function's own gradient has zeros for what is not read."""
     if isinstance(gradient, tf.IndexedSlices):
         gradient = gradient.values
-    return gradient is not None and bool(tf.reduce_any(gradient != 0))
+    return tf.constant(False) if gradient is None else tf.reduce_any(gradient != 0)

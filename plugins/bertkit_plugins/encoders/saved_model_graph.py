@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ class Graph:
     def is_trainable(self, variable: tf.Variable) -> bool:
         """Return whether the graph's authors meant a variable to be trained."""
         named = getattr(self.loaded, "trainable_variables", None)
-        meant = variable.trainable if named is None else any(variable is other for other in named)
-        return variable.dtype.is_floating and meant
+        meant = named is None or any(variable is other for other in named)
+        return variable.dtype.is_floating and variable.trainable and meant
 
     def __call__(self, inputs: Mapping[str, tf.Tensor], training: bool) -> dict[str, Any]:
         """Run the graph.
@@ -173,6 +173,14 @@ def _variables(loaded: Any, functions: Sequence[Any]) -> list[tf.Variable]:
     """Return every variable of the object or its functions once, in a stable order."""
     every = [*getattr(loaded, "variables", ()), *(v for f in functions for v in f.variables)]
     return list({id(variable): variable for variable in every}.values())
+
+
+def once(function: Callable[[], Any]) -> Any:
+    """Return what a function returns on the first replica; outside of one no graph can be run."""
+    strategy = tf.distribute.get_strategy()
+    return tf.nest.map_structure(
+        lambda x: strategy.experimental_local_results(x)[0], strategy.run(function)
+    )
 
 
 def random_inputs(graph: Graph) -> dict[str, tf.Tensor]:

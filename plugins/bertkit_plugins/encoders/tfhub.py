@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
 from bertkit.pooling import PoolingName
@@ -85,4 +83,4 @@ def _read_vocabulary(loaded: Any) -> Vocabulary | None:
     if asset is None:
         return None
     path = Path(asset.asset_path.numpy().decode())
-    return Vocabulary.from_file(path, lowercase=bool(np.asarray(loaded.do_lower_case)))
+    return Vocabulary.from_file(path, lowercase=bool(loaded.do_lower_case.numpy()))
