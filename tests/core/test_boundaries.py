@@ -159,7 +159,7 @@ def test_the_shipped_plugins_are_those_that_are_documented() -> None:
             "tf1_checkpoint",
             "tfhub",
         ],
-        "bertkit.preprocessors": ["sentence_pair", "single_text", "tfhub"],
+        "bertkit.preprocessors": ["sentence_pair", "single_text", "text_bytes", "tfhub"],
         "bertkit.heads": ["binary", "multi_label", "multiclass", "regression"],
     }
 

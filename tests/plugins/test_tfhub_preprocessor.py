@@ -325,7 +325,8 @@ def test_a_model_of_another_graph_is_saved_too(tmp_path: Path, characters: Path)
     np.testing.assert_array_equal(model.predict(TEXTS, verbose=0), loaded.predict(TEXTS, verbose=0))
     assert loaded.preprocessor.padding_id == 3
     assert loaded.preprocessor.write_saved_model(str(tmp_path / "again"))
-    assert snapshot(tmp_path / "again") == snapshot(characters)
+    wanted = {name: digest for name, digest in snapshot(characters).items() if name != "assets"}
+    assert snapshot(tmp_path / "again") == wanted  # but for a folder with nothing in it
 
 
 def test_the_saved_model_can_be_written_again(tmp_path: Path, source: Path) -> None:
