@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_the_examples_are_found() -> None:
     assert {path.stem for path in YAMLS} >= {
         "binary", "multiclass", "multi_label", "regression", "sentence_pair"
     }  # fmt: skip
-    assert {path.stem for path in SCRIPTS} >= {"fit", "custom_head"}
+    assert {path.stem for path in SCRIPTS} >= {"fit", "custom_head", "tfhub"}
     heads = {load_config([path]).head.plugin for path in YAMLS}
     assert heads >= set(MEASURES), "every head that ships has an example"
 
@@ -133,6 +134,9 @@ def test_a_script_runs(path: Path, tmp_path: Path) -> None:
     printed = run([sys.executable, "-c", RUN_AND_CHECK, str(path), str(ROWS)], tmp_path)
     if path.stem == "custom_head":
         assert "checked StrongestToken" in printed
+    if path.stem == "tfhub":  # what the project is for
+        assert re.search(r"hub.KerasLayer in a keras.Model: 0 of (\d+) weights", printed)
+        assert re.search(r"bertkit: (\d+) of \1 weights of BERT moved", printed)
     if path.stem == "fit":
         assert (tmp_path / "film.keras").is_file()
 
