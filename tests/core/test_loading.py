@@ -80,9 +80,7 @@ def test_places(tmp_path: Path) -> None:
         write_rows(tmp_path / f"{name}.jsonl", 2100, seed=ord(name), empty_every=3)
     paths = [str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]
     split = load_split(paths, COLUMNS, preprocessor())
-    expected = [
-        f"{row.file}:{row.line}" for row in read_rows(paths, COLUMNS) if not row.empty
-    ]
+    expected = [f"{row.file}:{row.line}" for row in read_rows(paths, COLUMNS) if not row.empty]
     found = [split.places.name(row) for row in range(len(split.labels))]
     assert found == expected
     rows = np.array([5, 2000, 1399, 1400, 0])
