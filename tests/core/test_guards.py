@@ -89,7 +89,9 @@ def classifier(
     made = bertkit.heads.create(head)
     made.adapt(LABELS[head])
     text = bertkit.preprocessors.create("single_text", sequence_length=32)
-    return cls(encoder, made, text)
+    model = cls(encoder, made, text)
+    model.compile(keras.optimizers.SGD(0.1), metrics=[])  # metrics take longest to trace
+    return model
 
 
 def fit(model: bertkit.BertClassifier, head: str = "binary", **options: Any) -> int:
@@ -216,7 +218,7 @@ def test_freezing_after_training_is_refused() -> None:
     with pytest.raises(TrainingError, match=LATE):
         model.train_on_batch(TEXTS, Y)
     assert_same(weights_of(model), before)
-    model.compile(model.optimizer)  # which knows them all, and need not be a new one
+    model.compile(model.optimizer, metrics=[])  # which knows them all, and need not be a new one
     still = [np.array(weight) for weight in model.encoder.weights]
     fit(model)
     fit(model)
@@ -226,13 +228,12 @@ def test_freezing_after_training_is_refused() -> None:
 def test_unfreezing_after_training_is_refused() -> None:
     model = classifier(Bag())
     model.encoder.trainable = False
-    model.compile("sgd")
     fit(model)
     model.encoder.trainable = True
     refused(model, rf"{LATE}.*bag/table, bag/kernel would stay as they are\. .* new optimizer")
-    model.compile(model.optimizer)
+    model.compile(model.optimizer, metrics=[])
     refused(model, LATE)
-    model.compile(keras.optimizers.SGD(0.1))
+    model.compile(keras.optimizers.SGD(0.1), metrics=[])
     before = [np.array(weight) for weight in model.encoder.weights]
     fit(model)
     for old, weight in zip(before, model.encoder.weights, strict=True):
@@ -241,11 +242,10 @@ def test_unfreezing_after_training_is_refused() -> None:
 
 def test_what_takes_effect_is_not_refused() -> None:
     model = classifier(Bag())
-    model.compile(keras.optimizers.SGD(0.1))
     model.encoder.trainable = False  # nothing is traced or built yet
     fit(model)
     eager = classifier(Bag())
-    eager.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    eager.compile(keras.optimizers.SGD(0.1), metrics=[], run_eagerly=True)
     fit(eager)
     eager.encoder.trainable = False
     before = [np.array(weight) for weight in eager.encoder.weights]
@@ -254,7 +254,6 @@ def test_what_takes_effect_is_not_refused() -> None:
     assert_same([np.array(weight) for weight in eager.encoder.weights], before)
     fit(eager)
     during = classifier(Bag())
-    during.compile(keras.optimizers.SGD(0.1))
 
     def freeze(epoch: int, logs: Any) -> None:  # as Keras says to do it
         during.encoder.trainable = False
@@ -278,7 +277,9 @@ def test_an_encoder_without_a_gradient_is_refused_before_anything_moves() -> Non
 
 def test_a_model_without_a_gradient_is_refused() -> None:
     model = classifier(Bag())
-    model.compile("sgd", loss=lambda y, logits: tf.stop_gradient(tf.reduce_mean(logits, axis=1)))
+    model.compile(
+        "sgd", metrics=[], loss=lambda y, logits: tf.stop_gradient(tf.reduce_mean(logits, axis=1))
+    )
     refused(model, "No gradient reaches any weight")
 
 
@@ -349,7 +350,7 @@ class Late(keras.optimizers.schedules.LearningRateSchedule):
 
 def test_a_gradient_of_zero_is_noticed() -> None:
     model = classifier(Bag(above=lambda x: 0 * x))
-    model.compile(keras.optimizers.SGD(0.1))
+    model.compile(keras.optimizers.SGD(0.1), metrics=[], run_eagerly=True)
     refused(model, f"3 updates at a learning rate of 0.1 {MOVED_NONE}")
 
 
@@ -400,7 +401,7 @@ def test_no_false_alarm(
     model = classifier(Bag())
     if change:
         change(model)
-    model.compile(optimizer(), metrics=[], **options)
+    model.compile(optimizer(), metrics=[], **{"run_eagerly": not options, **options})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert fit(model) == 6
@@ -408,7 +409,6 @@ def test_no_false_alarm(
 
 def test_rows_without_weight_move_nothing_and_are_named_in_the_end() -> None:
     model = classifier(Bag())
-    model.compile(keras.optimizers.SGD(0.1), metrics=[])
     weights = np.zeros(len(TEXTS))
     assert fit(model, sample_weight=weights) == 6
     with pytest.warns(UserWarning, match="96 updates .* nor has anything else moved"):
@@ -417,6 +417,7 @@ def test_rows_without_weight_move_nothing_and_are_named_in_the_end() -> None:
 
 def test_a_model_that_is_loaded_trains_unhindered(tmp_path: Path) -> None:
     model = tiny_model("binary")
+    model.compile(AdamW(1e-3), metrics=[])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fit(model)
