@@ -14,7 +14,7 @@ import tensorflow as tf
 from bertkit.errors import TrainingError
 
 if TYPE_CHECKING:
-    from bertkit.classifier import BertClassifier
+    from bertkit.workflow import RawTextModel
 
 _UPDATES = 3  # the first may be zero: a head that begins with zeros passes no gradient on
 _LAST = 96  # updates after which an encoder is no longer watched
@@ -33,7 +33,7 @@ class Hidden(NamedTuple):
     owner: str
 
 
-def check_trainable(model: BertClassifier, anew: bool) -> None:
+def check_trainable(model: RawTextModel, anew: bool) -> None:
     """Refuse to train when `trainable` was changed too late to count.
 
     A step trains what was trainable when it was traced, and an optimizer knows the variables that
@@ -67,7 +67,7 @@ def check_trainable(model: BertClassifier, anew: bool) -> None:
 
 
 def connected(
-    model: BertClassifier, tape: tf.GradientTape, weights: Sequence[Any], gradients: Sequence[Any]
+    model: RawTextModel, tape: tf.GradientTape, weights: Sequence[Any], gradients: Sequence[Any]
 ) -> list[tuple[Any, Any]]:
     """Return the gradients that there are, with their weights; called while a step is traced.
 
@@ -106,13 +106,13 @@ def connected(
     return pairs
 
 
-def _broken_off(model: BertClassifier, message: str) -> TrainingError:
+def _broken_off(model: RawTextModel, message: str) -> TrainingError:
     """Return an error that ends the tracing of a step; TensorFlow would call what is half done."""
     model.train_function = None
     return TrainingError(message)
 
 
-def hidden_variables(model: BertClassifier, tape: tf.GradientTape) -> list[Hidden]:
+def hidden_variables(model: RawTextModel, tape: tf.GradientTape) -> list[Hidden]:
     """Return the trainable variables that a tape has seen read and the model does not list.
 
     Those of frozen layers do not count, nor does anything of unknown place if the encoder is
@@ -142,7 +142,7 @@ def _whole(variable: Any) -> Any:
     return variable if container is None else container()
 
 
-def _foreign_parts(model: BertClassifier) -> Iterator[tuple[Any, str, Iterable[Any]]]:
+def _foreign_parts(model: RawTextModel) -> Iterator[tuple[Any, str, Iterable[Any]]]:
     """Yield what layers hold besides Keras's own: the layer, a description, the variables."""
     layers = model._flatten_layers()
     for layer in layers:
@@ -176,7 +176,7 @@ class EncoderMoves(keras.callbacks.Callback):
         classifier: the model that is trained.
     """
 
-    def __init__(self, classifier: BertClassifier) -> None:
+    def __init__(self, classifier: RawTextModel) -> None:
         super().__init__()
         self._classifier = classifier
         self._watching = False

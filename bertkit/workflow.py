@@ -1,0 +1,292 @@
+"""Keras's own workflow on raw text and raw labels: fit, evaluate, predict and the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bertkit.compiling import named_metrics, refuse_named_loss
+from bertkit.data.batches import Order, make_dataset, plan
+from bertkit.encoder import Encoder
+from bertkit.errors import BertkitError, InputError
+from bertkit.feeding import STREAMS, EpochCounter, Feed, batch_size_of, unpacked
+from bertkit.guards import EncoderMoves
+from bertkit.head import Head
+from bertkit.inputs import is_text
+from bertkit.preprocessor import Preprocessor
+from bertkit.training import schedule as _schedule  # noqa: F401 - saved optimizers name it
+from bertkit.training.optimizer import AdamW
+
+DEFAULT_LEARNING_RATE = 5e-5
+
+
+class RawTextModel(keras.Model):
+    """A Keras model of an encoder, a head and a preprocessor, fed with what stands in the data.
+
+    It converts what its calls are given, and completes `compile` from the head; what the parts
+    compute is the subclass's.
+    """
+
+    encoder: Encoder
+    head: Head
+    preprocessor: Preprocessor | None
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Mapping[Any, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> keras.callbacks.History:
+        """Train, as `keras.Model.fit`, on raw text and raw labels too.
+
+        `class_weight` maps labels, as they are in the data, to weights. Rows are padded to the
+        longest of a batch of similar length, and shuffled anew each epoch.
+
+        Raises:
+            InputError: texts, tensors, labels or weights that cannot be used; the message says
+                which row and what to do.
+        """
+        feed = self._feed(class_weight)
+        size = batch_size_of(batch_size)
+        if validation_split and validation_data is None:
+            parts = feed.split(x, y, sample_weight, validation_split)
+            (x, y, sample_weight), validation_data = parts
+        counter, passes = EpochCounter(), itertools.count()
+        with self._learning(feed, x, y):
+            training = feed.data(
+                x,
+                y,
+                sample_weight,
+                batch_size=size,
+                order="shuffled" if shuffle else "given",
+                # With steps_per_epoch one pass over the data is no epoch: count the passes.
+                epoch=lambda: next(passes) if steps_per_epoch else counter.epoch,
+            )
+            self._check_weights(training["x"])
+            if validation_data is not None:
+                validation = self._feed(errors=feed.errors).data(
+                    *unpacked(validation_data),
+                    batch_size=batch_size_of(validation_batch_size, default=size),
+                    order="given" if validation_steps else "sorted",
+                )
+                names = ("x", "y", "sample_weight")
+                columns = tuple(validation[name] for name in names if name in validation)
+                validation_data = columns if len(columns) > 1 else columns[0]
+        with feed.surfaced():
+            return super().fit(
+                **training,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=_with(callbacks, counter, EncoderMoves(self)),
+                validation_data=validation_data,
+                validation_batch_size=validation_batch_size,
+                shuffle=shuffle and "y" in training,  # a dataset shuffles itself
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_freq=validation_freq,
+            )
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Measure loss and metrics, as `keras.Model.evaluate`, on raw text and labels too."""
+        options = {"verbose": verbose, "steps": steps, "callbacks": callbacks,
+                   "return_dict": return_dict, **kwargs}  # fmt: skip
+        if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates: its data are converted
+            return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **options)
+        self.build()
+        feed = self._feed()
+        size = batch_size_of(batch_size)
+        order: Order = "given" if steps else "sorted"
+        data = feed.data(x, y, sample_weight, batch_size=size, order=order)
+        self._compile_from_head()
+        with feed.surfaced():
+            return super().evaluate(**data, **options)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> np.ndarray:
+        """Return logits, float32 (N, outputs), in the order of the rows, from raw text too."""
+        self.build()
+        feed = self._feed()
+        size = batch_size_of(batch_size)
+        options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
+        with feed.surfaced():
+            if isinstance(x, STREAMS) or not is_text(x):
+                data = feed.data(x, batch_size=size, order="given", labelled=False)
+                return super().predict(**data, **options)
+            examples = feed.examples(x)
+            order: Order = "given" if steps else "sorted"
+            dataset = make_dataset(examples, (), size, order, multiple=feed.multiple)
+            outputs = super().predict(dataset, **options)
+        restored = np.empty_like(outputs)
+        restored[np.concatenate(plan(examples.lengths, size, order))[: len(outputs)]] = outputs
+        return restored
+
+    def classify(self, x: Any, batch_size: int | None = None) -> list[dict[str, Any]]:
+        """Return a prediction for each row, as the head decodes it.
+
+        Args:
+            x: what `predict` takes.
+            batch_size: rows a batch.
+
+        Returns:
+            For most heads `{"label": …, "score": …, "scores": {label: probability}}` a row.
+        """
+        if isinstance(x, (list, tuple)) and not x:
+            return []
+        return self.head.decode(self.predict(x, batch_size=batch_size, verbose=0))
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[Any, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Take one step on one batch, as `keras.Model.train_on_batch`."""
+        feed = self._feed(class_weight)
+        with self._learning(feed, x, y):
+            batch = feed.batch(x, y, sample_weight)
+        return super().train_on_batch(*batch, return_dict=return_dict)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Measure one batch, as `keras.Model.test_on_batch`."""
+        self.build()
+        batch = self._feed().batch(x, y, sample_weight)
+        self._compile_from_head()
+        return super().test_on_batch(*batch, return_dict=return_dict)
+
+    def predict_on_batch(self, x: Any) -> np.ndarray:
+        """Return the logits of one batch, as `keras.Model.predict_on_batch`."""
+        return super().predict_on_batch(self._feed().inputs(x))
+
+    def _feed(
+        self,
+        class_weight: Mapping[Any, float] | None = None,
+        errors: list[BertkitError] | None = None,
+    ) -> Feed:
+        # XLA compiles anew for every length, so it gets few of them, none beyond the positions.
+        multiple = math.gcd(32, self.encoder.max_sequence_length) if self.jit_compile else 1
+        return Feed(
+            encoder=self.encoder,
+            preprocessor=self.preprocessor,
+            head=self.head,
+            class_weight=class_weight,
+            multiple=multiple,
+            errors=[] if errors is None else errors,
+        )
+
+    @contextlib.contextmanager
+    def _learning(self, feed: Feed, x: Any, y: Any) -> Iterator[None]:
+        """Let the head learn its labels for a block that converts the data.
+
+        If the data turn out unusable the head forgets them again; if not, the model is made
+        ready for training.
+        """
+        before = self.head.__dict__.copy()
+        try:
+            if not self.head.adapted:
+                if isinstance(x, STREAMS):
+                    feed.learn_labels(x)
+                else:
+                    self.head.adapt(y)
+            yield
+        except BertkitError:
+            self.head.__dict__.clear()
+            self.head.__dict__.update(before)
+            raise
+        with self.distribute_strategy.scope():
+            self.build()
+            self._compile_from_head()
+            # Were its variables made in the first step, TensorFlow would trace the step twice.
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_weights)
+
+    def _compile_from_head(self) -> None:
+        """Give `compile` what it was not given: the head's loss and metrics, AdamW.
+
+        Raises:
+            InputError: a loss or metric was given by a name that would misread logits.
+        """
+        given = dict(self._compile_config.config) if self.compiled else {}
+        completed = dict(given)
+        if _is_default(given.get("optimizer")):
+            completed["optimizer"] = AdamW(DEFAULT_LEARNING_RATE)
+        if given.get("loss") is None:
+            completed["loss"] = self.head.make_loss()
+        refuse_named_loss(given.get("loss"))
+        if given.get("metrics") is None and given.get("weighted_metrics") is None:
+            completed["metrics"] = self.head.make_metrics()
+        for key in ("metrics", "weighted_metrics"):
+            if given.get(key):
+                completed[key] = named_metrics(given[key], self.head)
+        if any(completed[key] is not given.get(key) for key in completed):
+            self.compile(**completed)
+
+    def _check_weights(self, data: Any) -> None:
+        """Refuse weights by label for metrics that weigh rows."""
+        spec: Any = data.element_spec if isinstance(data, tf.data.Dataset) else ()
+        by_label = len(spec) == 3 and spec[2].shape.rank == 2
+        given = self._compile_config.config if self.compiled else {}
+        if by_label and given.get("weighted_metrics"):
+            raise InputError(
+                "class_weight weighs each label of a row here, and weighted_metrics weigh whole "
+                "rows. Give compile these as `metrics`, or give `sample_weight`, one a row."
+            )
+
+
+def _is_default(optimizer: Any) -> bool:
+    """Return whether an optimizer is none, or what `compile` takes when it is given none."""
+    if optimizer is None:
+        return True
+    default = keras.optimizers.RMSprop(name=optimizer.name)
+    return type(optimizer) is type(default) and optimizer.get_config() == default.get_config()
+
+
+def _with(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
+    """Add our own to whatever form `callbacks` has."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.callbacks.extend(ours)
+        return callbacks
+    if callbacks is None:
+        return list(ours)
+    return [*ours, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks])]
