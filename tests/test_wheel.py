@@ -85,7 +85,8 @@ def test_its_plugins_are_found_and_the_checkout_is_not(installed: Path, tmp_path
     for file in (core, plugins):
         assert Path(file).is_relative_to(installed.parent)
     assert names == (
-        "bert huggingface kerashub sentence_pair single_text "
+        "bert huggingface kerashub saved_model tf1_checkpoint tfhub "
+        "sentence_pair single_text text_bytes tfhub "
         "binary multi_label multiclass regression"
     )
     assert error == "No module named 'plugins'"

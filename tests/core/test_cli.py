@@ -163,7 +163,7 @@ def test_output(bertkit: CommandLine, place: Path) -> None:
     before = snapshot(place)
     done = bertkit("predict", "runs/single", "-o", "deep/out.jsonl", "--batch-size", "2",
                    stdin=stdin + b"\n\n")  # fmt: skip
-    assert done.code == 2 and "line 12" in done.err
+    assert done.code == 2 and "standard input:12: " in done.err
     assert snapshot(place) == before
 
 

@@ -169,7 +169,7 @@ output_dir: runs/${name}-${seed}
         encoder=PluginConfig("toy_encoder", {"source": "package:somewhere/model"}),
         preprocessor=PluginConfig("toy_single", {"sequence_length": 128}),
         head=PluginConfig("toy_head", {**head, "folder": Path("a/b")}),
-        training=TrainingConfig(2, 32, 5e-5, 0.0, "cosine", 0.01, "mixed_bfloat16"),
+        training=TrainingConfig(2, 32, 5e-5, 0.0, "cosine", precision="mixed_bfloat16"),
         output_dir="runs/film-sentiment-7",
         seed=7,
     )

@@ -293,35 +293,35 @@ LABELS: dict[str, tuple[str, bytes, bytes | None, list[str]]] = {
     "one for binary": ("binary", rows(TWO[0]), None, ["'binary'", "'pos'"]),
     "one for multiclass": ("multiclass", rows(TWO[0], TWO[0]), None, ["'pos'", "one label"]),
     "a list for binary": ("binary", rows(("a", ["x"]), *TWO), None,
-                          ["train.jsonl", "line 1", "multi_label"]),
+                          ["train.jsonl:1: ", "multi_label"]),
     "a list for multiclass": ("multiclass", rows(*TWO, ("a", [])), None,
-                              ["train.jsonl", "line 3", "multi_label"]),
+                              ["train.jsonl:3: ", "multi_label"]),
     "a fraction for binary": ("binary", rows(("a", 0.5), ("b", 1)), None,
-                              ["train.jsonl", "line 1", "0.5", "regression"]),
+                              ["train.jsonl:1: ", "0.5", "regression"]),
     "mixed types": ("multiclass", rows(("a", 1), ("b", "x")), None, ["int", "str"]),
     "numbers and texts of them": ("binary", rows(("a", "1"), ("b", "0")), rows(("a", 1)),
-                                  ["test.jsonl", "line 1", "another type"]),
+                                  ["test.jsonl:1: ", "another type"]),
     "unseen by binary": ("binary", rows(*TWO), rows(TWO[0], ("x", "poss")),
-                         ["test.jsonl", "line 2", "'poss'", "Did you mean 'pos'"]),
+                         ["test.jsonl:2: ", "'poss'", "Did you mean 'pos'"]),
     "unseen by multiclass": ("multiclass", rows(*TWO), rows(("x", "neutral")),
-                             ["test.jsonl", "line 1", "'neutral'"]),
+                             ["test.jsonl:1: ", "'neutral'"]),
     "unseen by multi_label": ("multi_label", rows(("a", ["x"]), ("b", [])), rows(("x", ["y"])),
-                              ["test.jsonl", "line 1", "'y'"]),
+                              ["test.jsonl:1: ", "'y'"]),
     "no list for multi_label": ("multi_label", rows(*TWO), None,
-                                ["train.jsonl", "line 1", "label_separator"]),
+                                ["train.jsonl:1: ", "label_separator"]),
     "no label at all": ("multi_label", rows(("a", []), ("b", [])), None, ["no labels"]),
     "text for regression": ("regression", rows(("a", 1), ("b", "high")), None,
-                            ["train.jsonl", "line 2", "'high'"]),
+                            ["train.jsonl:2: ", "'high'"]),
     "nan for regression": ("regression", rows(("a", 1), ("b", "nan")), None,
-                           ["train.jsonl", "line 2", "'nan'"]),
+                           ["train.jsonl:2: ", "'nan'"]),
     "inf for regression": ("regression", rows(("a", "-inf"), ("b", 3)), None,
-                           ["train.jsonl", "line 1", "'-inf'"]),
+                           ["train.jsonl:1: ", "'-inf'"]),
     "a list for regression": ("regression", rows(("a", 1), ("b", [2])), None,
-                              ["train.jsonl", "line 2"]),
+                              ["train.jsonl:2: "]),
     "too large for float32": ("regression", rows(("a", 1), ("b", 1e39)), None,
-                              ["train.jsonl", "line 2", "1e+39"]),
+                              ["train.jsonl:2: ", "1e+39"]),
     "text for regression in test": ("regression", rows(("a", 1), ("b", 2)), rows(("a", "x")),
-                                    ["test.jsonl", "line 1", "'x'"]),
+                                    ["test.jsonl:1: ", "'x'"]),
 }  # fmt: skip
 for name, (head, training, test, says) in LABELS.items():
     words = [*TRAIN, f"head={{plugin: {head}}}", "data.train=train.jsonl", "data.test="]
@@ -333,11 +333,11 @@ for name, (head, training, test, says) in LABELS.items():
 REGRESSION = [*TRAIN, "data.train=a.jsonl", "data.test="]
 A = {"a.jsonl": rows(("a", 1), ("b", 7))}
 add("below the range", Case([*REGRESSION, "head={plugin: regression, range: [2, 9]}"],
-                            ["a.jsonl", "line 1", "range"], A))  # fmt: skip
+                            ["a.jsonl:1: ", "range"], A))  # fmt: skip
 add("above the range", Case([*REGRESSION, "head={plugin: regression, range: [0, 5]}"],
-                            ["a.jsonl", "line 2", "7", "range"], A))  # fmt: skip
+                            ["a.jsonl:2: ", "7", "range"], A))  # fmt: skip
 add("not among the labels given", Case([*TRAIN, "head.labels=[neg, positive]"],
-                                       ["binary.jsonl", "line 1", "'pos'"]))  # fmt: skip
+                                       ["binary.jsonl:1: ", "'pos'"]))  # fmt: skip
 add("a separator for one label", Case([*TRAIN, "data.label_separator=;"],
                                       ["binary.jsonl", "multi_label"]))  # fmt: skip
 for name, paths, says in [
@@ -478,7 +478,7 @@ INPUTS: dict[str, tuple[list[str], bytes, list[str]]] = {
     "no JSON": (["--format", "jsonl"], b"good\n", ["standard input:1", "not JSON"]),
     "JSON without text": (["--format", "jsonl"], b'{"txt": "a"}\n', ["'text'", "'txt'"]),
     "JSON with a number": (["--format", "jsonl"], b'{"text": 3}\n', ["'text'", "3"]),
-    "JSON with null": (["--format", "jsonl"], b'{"text": null}\n', ["line 1", "empty"]),
+    "JSON with null": (["--format", "jsonl"], b'{"text": null}\n', ["standard input:1: ", "empty"]),
     "half a surrogate pair": (["--format", "jsonl"], b'{"text": "\\ud83d"}\n', ["surrogate"]),
     "Parquet": (["--format", "parquet"], GOOD_PARQUET, ["Parquet", "standard input"]),
 }
