@@ -25,7 +25,7 @@ demo: $(VENV)/.installed data
 	    | $(BIN)/bertkit predict runs/film-sentiment
 
 test: $(VENV)/.installed-dev data
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The script brings nothing twice, so it may run each time; it needs no more than pip.
 data: $(VENV)/pyvenv.cfg

@@ -12,6 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files beside this one: they take the longest, and would keep one of two
+    processes waiting for the other at the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `real` where its data are missing; in CI that is a failure."""
     if item.get_closest_marker("real") is None:
