@@ -260,7 +260,9 @@ def _first_row(model: BertClassifier, inputs: Mapping[str, Any]) -> dict[str, tu
         for name in INPUT_NAMES
     )
     vocabulary = model.encoder.vocabulary
-    tokens = tuple(vocabulary.tokens[token] for token in ids) if vocabulary else ()
+    pieces = vocabulary.tokens if vocabulary else ()
+    # A table of embeddings may have more rows than there are pieces.
+    tokens = tuple(pieces[i] if i < len(pieces) else f"<{i}>" for i in ids) if pieces else ()
     return {"tokens": tokens, "segment_ids": segment_ids, "padding_mask": padding_mask}
 
 

@@ -118,12 +118,12 @@ def hidden_variables(model: RawTextModel, tape: tf.GradientTape) -> list[Hidden]
     Those of frozen layers do not count, nor does anything of unknown place if the encoder is
     frozen.
     """
-    listed = {id(_whole(variable.value)) for variable in model.variables}
-    read = [v for v in map(_whole, tape.watched_variables()) if id(v) not in listed]
+    listed = {id(whole(variable.value)) for variable in model.variables}
+    read = [v for v in map(whole, tape.watched_variables()) if id(v) not in listed]
     if not read:
         return []
     owners = {
-        id(_whole(variable)): (layer, owner)
+        id(whole(variable)): (layer, owner)
         for layer, owner, variables in _foreign_parts(model)
         for variable in variables
     }
@@ -135,7 +135,7 @@ def hidden_variables(model: RawTextModel, tape: tf.GradientTape) -> list[Hidden]
     return sorted(hidden)
 
 
-def _whole(variable: Any) -> Any:
+def whole(variable: Any) -> Any:
     """Return a variable or, of the copy that one replica has, all copies as one."""
     handle = getattr(variable, "handle", None)
     container = getattr(handle, "_distributed_container", None)

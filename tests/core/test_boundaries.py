@@ -25,7 +25,9 @@ CHECKOUT = (ROOT / "pyproject.toml").exists()
 # What a module may import at its head without making `bertkit --help` slow.
 HEAVY = {"tensorflow", "keras", "keras_hub", "tensorflow_text", "sklearn", "scipy", "pandas"}
 # What encoders and preprocessors of one source have in common.
-SHARED = {"bertkit_plugins.encoders.tfhub_resolve"}
+SHARED = {
+    "bertkit_plugins.encoders.saved_model_safety", "bertkit_plugins.encoders.tfhub_resolve"
+}  # fmt: skip
 # A function that makes an encoder, and the class it makes, which a saved model names.
 MADE = {"bertkit_plugins.encoders.tfhub": {"bertkit_plugins.encoders.saved_model"}}
 LIGHT = ["__init__", "arguments", "cli", "config", "errors", "merging", "registry", "schema",

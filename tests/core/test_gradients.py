@@ -18,7 +18,16 @@ from bertkit.errors import InputError, TrainingError
 from bertkit.training.optimizer import AdamW
 from tests.command_line import CommandLine, tiny_config, write_tiny_data, write_yaml
 from tests.core.test_guards import Around, Bag, classifier
-from tests.tiny_models import LABELS, PAIRS, TEXTS, assert_same, tensors, tiny_model, weights_of
+from tests.tiny_models import (
+    LABELS,
+    PAIRS,
+    TEXTS,
+    assert_same,
+    tensors,
+    tiny_encoder,
+    tiny_model,
+    weights_of,
+)
 
 Y = LABELS["binary"]
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -350,3 +359,14 @@ def test_inspect_says_what_is_wrong(bertkit_command: CommandLine) -> None:
     write_yaml(Path("missing.yaml"), tiny_config("binary", data__train="nowhere.jsonl"))
     done = bertkit_command("inspect", "missing.yaml")
     assert done.code == 2 and "nowhere.jsonl" in done.err and "Traceback" not in done.err
+
+
+def test_an_id_without_a_piece_is_shown_as_a_number() -> None:
+    """A table of embeddings is often padded beyond the vocabulary."""
+    vocabulary = tiny_encoder().vocabulary
+    encoder = tiny_encoder(vocabulary_size=len(vocabulary) + 4)
+    encoder.vocabulary = vocabulary
+    model = bertkit.BertClassifier(encoder, bertkit.heads.create("binary", labels=["neg", "pos"]))
+    ids = np.full((2, 3), len(vocabulary) + 1, "int32")
+    report = model.gradient_report({"token_ids": ids, "padding_mask": ids * 0 + 1}, ["neg", "pos"])
+    assert report.tokens == (f"<{len(vocabulary) + 1}>",) * 3

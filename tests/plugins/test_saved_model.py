@@ -23,6 +23,7 @@ from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit_plugins.encoders.saved_model import SavedModelEncoder
 from bertkit_plugins.encoders.saved_model_graph import Graph
 from bertkit_plugins.encoders.tfhub import tfhub
+from tests import saved_models
 from tests.processes import ROOT, run
 from tests.saved_models import write_encoder
 from tests.tiny import VOCABULARY
@@ -284,18 +285,58 @@ def test_damaged_and_harmful_graphs(loaded: SavedModelEncoder, tmp_path: Path) -
     def packed(content: bytes) -> str:
         return base64.b64encode(lzma.compress(content)).decode()
 
-    class Writes(tf.Module):
-        @tf.function(input_signature=[])
-        def __call__(self) -> None:
-            tf.io.write_file("/tmp/written_by_a_model", "")
+    def harmful(name: str, action: Any) -> str:
+        module = tf.Module()
+        module.action = tf.function(lambda: [action(), 0][1], input_signature=[])
+        tf.saved_model.save(module, str(tmp_path / name))
+        return packed((tmp_path / name / "saved_model.pb").read_bytes())
 
-    tf.saved_model.save(Writes(), str(tmp_path / "writes"))
-    harmful = packed((tmp_path / "writes" / "saved_model.pb").read_bytes())
+    path = str(tmp_path / "outside")
+    writes = harmful("writes", lambda: tf.io.write_file(path, ""))
+    reads = harmful("reads", lambda: next(iter(tf.data.TextLineDataset(path))))
+    saves = harmful(
+        "saves",
+        lambda: tf.raw_ops.SaveV2(
+            prefix=path, tensor_names=["x"], shape_and_slices=[""], tensors=[tf.constant(1)]
+        ),
+    )
     for change, message in (
         ({"saved_model.pb": files["saved_model.pb"][:100]}, "is damaged .* by the plugin 'tfhub'"),
         ({"saved_model.pb": packed(b"none")}, "is damaged"),
         ({"../outside.txt": packed(b"x")}, "is damaged .*leads out of it"),
-        ({"saved_model.pb": harmful}, "holds .*WriteFile, which no encoder needs"),
+        ({"saved_model.pb": writes}, "holds WriteFile, which reaches out of the computation"),
+        ({"saved_model.pb": reads}, "holds .*TextLineDataset, which reaches out"),
+        ({"saved_model.pb": saves}, "holds SaveV2, which reaches out"),
     ):
         with pytest.raises(EncoderError, match=message):
             Graph.from_files({**files, **change})
+
+
+def test_a_gradient_of_zero_freezes_nothing(tmp_path: Path) -> None:
+    """A gate that begins with zero, and a table of which random ids meet few rows or none."""
+    root = saved_models.Exported()
+    table, shard, gate, kernel = (
+        tf.Variable(np.full(shape, value, np.float32), name=name)
+        for name, shape, value in (
+            ("word_embeddings/embeddings", (len(VOCABULARY), 8), 0.1),
+            ("shard/embeddings", (2, 8), 0.1),
+            ("gate/scale", (), 0.0),
+            ("mixer/kernel", (8, 8), 0.1),
+        )
+    )
+
+    def forward(ids: tf.Tensor, mask: tf.Tensor, types: tf.Tensor, train: bool) -> Any:
+        x = tf.gather(table, ids)
+        never = tf.cast(ids == len(VOCABULARY), tf.int32)
+        rare = tf.gather(shard, never) * tf.cast(never, tf.float32)[:, :, None]
+        x += rare + gate * tf.einsum("bth,hk->btk", x, kernel)
+        return {"pooled_output": x[:, 0], "sequence_output": x}
+
+    specs = [tf.TensorSpec((None, None), tf.int32, name=name) for name in saved_models._NAMES]
+    saved_models._set_call(root, forward, specs, "dict", True)
+    root.variables = root.trainable_variables = [table, shard, gate, kernel]
+    tf.saved_model.save(root, str(tmp_path / "gated"))
+    encoder = tfhub(str(tmp_path / "gated"), pooling="cls")
+    assert isinstance(encoder, SavedModelEncoder)
+    assert encoder.roles == ["encoder"] * 4
+    assert len(encoder.trainable_weights) == 4

@@ -234,6 +234,19 @@ def test_an_encoder_is_named_as_one(tmp_path: Path) -> None:
     assert "is an encoder, no preprocessing model" in refused(tmp_path / "weights")
 
 
+def test_a_graph_that_reaches_out_is_not_run(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    module = tf.Module()
+    module.tokenize = tf.function(
+        lambda texts: [tf.io.write_file(str(written), texts[0]), texts][1],
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    module.bert_pack_inputs = module.tokenize
+    tf.saved_model.save(module, str(tmp_path / "writes"))
+    assert "holds WriteFile, which reaches out of the computation" in refused(tmp_path / "writes")
+    assert not written.exists()
+
+
 def test_functions_that_are_missing_are_named(tmp_path: Path) -> None:
     without = ["bert_pack_inputs", "tokenize"]
     fixed = write_preprocessing_model(tmp_path / "fixed", characters=9, without=without)

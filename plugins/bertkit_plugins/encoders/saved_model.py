@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
+from bertkit.guards import whole
 from bertkit.pooling import POOLINGS, Pooling, PoolingName
 from bertkit_plugins.encoders.saved_model_graph import BYTES, Graph, once, random_inputs
 
@@ -223,9 +224,15 @@ class VariableGroup(keras.layers.Layer):
 
 
 def find_roles(graph: Graph) -> list[str]:
-    """Return the role of each variable, by the gradients of random sums of the outputs."""
+    """Return the role of each variable.
+
+    What the call does not read is "fixed", and what the pooled output depends on and the sequence
+    does not is the "pooler". A gradient of zero proves nothing more than this: a gate may begin
+    with zero, and a table may not hold the rows that are looked up here.
+    """
     inputs = random_inputs(graph)
     trained = [v for v in graph.variables if graph.is_trainable(v)]
+    read: set[int] = set()
 
     def reaches(name: str) -> list[tf.Tensor]:
         # One tape for each output: for a persistent one TensorFlow differentiates the gradient too.
@@ -233,6 +240,7 @@ def find_roles(graph: Graph) -> list[str]:
             output = graph(inputs, training=True)[name]
             weights = np.random.default_rng(0).normal(size=output.shape)
             total = tf.reduce_sum(output * weights)
+        read.update(id(whole(variable)) for variable in tape.watched_variables())
         return [_is_gradient(gradient) for gradient in tape.gradient(total, trained)]
 
     reached: dict[str, set[int]] = {}
@@ -240,10 +248,10 @@ def find_roles(graph: Graph) -> list[str]:
         if name in graph.interface.outputs:
             flags = once(partial(reaches, name))
             reached[name] = {id(v) for v, flag in zip(trained, flags, strict=True) if flag}
-    pooled = reached.get("pooled", set())
-    read = reached.get("sequence", pooled)
+    pooler = reached.get("pooled", set()) - reached["sequence"] if "sequence" in reached else set()
+    meant = {id(v) for v in trained if id(whole(v)) in read}
     return [
-        "encoder" if id(v) in read else "pooler" if id(v) in pooled else "fixed"
+        "pooler" if id(v) in pooler else "encoder" if id(v) in meant else "fixed"
         for v in graph.variables
     ]
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
+from bertkit_plugins.encoders.saved_model_safety import check_harmless, read_saved_model
 from bertkit_plugins.encoders.tfhub_resolve import load
 
 # What a SavedModel consists of; other files beside it are no part of the model.
@@ -132,6 +133,8 @@ def _loaded(folder: Path) -> Any:
             f"version as TensorFlow ({tf.__version__}); there is none for Windows."
         ) from error
     try:
+        if (folder / "saved_model.pb").is_file():  # if not, `load` says so
+            check_harmless(read_saved_model(folder), folder)
         return load(folder)
     except EncoderError as error:
         missing = _MISSING.search(f"{error} {error.__cause__}")
