@@ -105,7 +105,8 @@ class Preprocessor:
             raise InputError(
                 f"The encoder {self._encoder.name!r} has no vocabulary, so text cannot become "
                 "token ids. Set `encoder.vocabulary`, to Vocabulary.from_file('vocab.txt') or to "
-                "that of the model this one was cloned from."
+                "that of the model this one was cloned from; an encoder that takes strings goes "
+                "with the preprocessor 'text_bytes', one with a tokenizer of its own with 'tfhub'."
             )
         return self._encoder.vocabulary
 
