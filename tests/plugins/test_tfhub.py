@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from bertkit.bert import BertEncoder
 from bertkit.encoder import Encoder
@@ -26,10 +27,11 @@ from bertkit.registry import encoders
 from bertkit.testing import check_encoder
 from bertkit.weights import set_weights
 from bertkit_plugins.encoders.saved_model import SavedModelEncoder
+from bertkit_plugins.encoders.saved_model_files import packed
 from bertkit_plugins.encoders.saved_model_graph import Graph
 from bertkit_plugins.encoders.tfhub import tfhub
 from bertkit_plugins.encoders.tfhub_bert import _name, _weights, read_bert
-from bertkit_plugins.encoders.tfhub_resolve import resolve
+from bertkit_plugins.encoders.tfhub_resolve import load, resolve
 from tests.processes import ROOT
 from tests.reference_bert import random_batch
 from tests.saved_models import write_encoder
@@ -382,4 +384,104 @@ def test_a_damaged_cache_is_named_with_its_fix(
     with pytest.raises(EncoderError, match=message) as caught:
         tfhub(ADDRESS)
     assert f"delete {held}, so that it is fetched again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def with_asset(folder: Path, name: str) -> Path:
+    """Let the graph call a file an asset."""
+    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    model.meta_graphs[0].asset_file_def[0].filename = name
+    (folder / "saved_model.pb").write_bytes(model.SerializeToString())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../../private.txt", "sub/../../../private.txt", "absolute"])
+def test_an_asset_outside_of_the_model_is_refused(plain: Path, tmp_path: Path, name: str) -> None:
+    private = tmp_path / "private.txt"
+    private.write_text("\n".join(VOCABULARY))
+    folder = shutil.copytree(plain, tmp_path / "model")
+    (folder / "assets" / "sub").mkdir()
+    with_asset(folder, str(private) if name == "absolute" else name)
+    for read in (lambda: resolve(str(folder)), lambda: packed(folder)):
+        with pytest.raises(EncoderError, match="outside of its folder assets"):
+            read()
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def without_its_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize("damage", [emptied, cut_short, without_its_end])
+@pytest.mark.parametrize("name", ["variables.index", "variables.data-00000-of-00001"])
+def test_values_that_are_cut_short_are_damage(
+    plain: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = shutil.copytree(plain, tmp_path / "model")
+    damage(folder / "variables" / name)
+    with pytest.raises(EncoderError, match="not whole: its files are cut short") as caught:
+        load(folder)
+    assert str(folder) in str(caught.value) and "download the folder again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["saved_model.pb", "assets/vocab.txt", "everything"])
+def test_an_archive_that_is_not_whole_leaves_nothing(
+    plain: Path, tmp_path: Path, cache: Path, missing: str
+) -> None:
+    folder = shutil.copytree(plain, tmp_path / "model")
+    if missing == "everything":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        (folder / missing).unlink()
+    path = archived(folder, tmp_path / "bad.tar.gz")
+    with pytest.raises(EncoderError, match=r"is missing from it.*download the archive") as caught:
+        resolve(str(path))
+    assert str(path) in str(caught.value) and str(cache) not in str(caught.value)
+    assert not list(cache.iterdir())
+
+
+def test_damage_in_an_unpacked_archive_is_no_endless_loop(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "model")
+    cut_short(folder / "variables" / "variables.data-00000-of-00001")
+    unpacked = resolve(str(archived(folder, tmp_path / "bad.tar.gz")))
+    with pytest.raises(EncoderError, match=f"delete {unpacked}, and download the archive again"):
+        load(unpacked)
+
+
+def test_an_unpacked_archive_is_for_all_users(plain: Path, tmp_path: Path, cache: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        resolve(str(archived(plain, tmp_path / "bert.tar.gz", "bert_en_tiny_3")))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_dir()}
+    assert modes == {0o755}
+
+
+def test_another_process_unpacks_the_same_archive_first(
+    plain: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def beaten(stage: Path, folder: Path) -> Path:
+        shutil.copytree(stage, folder)
+        return rename(stage, folder)
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    folder = resolve(str(archived(plain, tmp_path / "bert.tar.gz")))
+    assert (folder / "saved_model.pb").is_file() and list(cache.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["tfhub", "huggingface", "kerashub", "tf1_checkpoint"])
+def test_an_empty_source_is_not_the_current_folder(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(plain)
+    with pytest.raises(EncoderError, match=r"There is no folder( or archive)? ''") as caught:
+        encoders.create(name, source="")
     assert "\n" not in str(caught.value)

@@ -102,7 +102,8 @@ def _find_preset(source: str, revision: str | None) -> str:
     known = source in presets or _KAGGLE.fullmatch(source)
     if known and revision is None:
         return source
-    if source.startswith(PACKAGE) or Path(source).expanduser().is_dir():
+    # "" would be the current folder.
+    if source.startswith(PACKAGE) or (source and Path(source).expanduser().is_dir()):
         return str(find_folder(source, revision, ()))
     if known:
         raise EncoderError(

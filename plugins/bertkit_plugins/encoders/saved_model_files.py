@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from bertkit.errors import EncoderError
+from bertkit_plugins.encoders.tfhub_resolve import asset_path
 
 # Operations on files, and Python: no encoder computes with them, and a model could do harm.
 _SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "Save", "SaveSlices", "Restore",
@@ -21,7 +22,7 @@ def packed(folder: Path) -> dict[str, str]:
     """Return the graph and its assets, without what saves and restores values.
 
     Raises:
-        EncoderError: it is of TensorFlow 1.
+        EncoderError: it is of TensorFlow 1, or an asset of it is outside of its folder.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -42,8 +43,8 @@ def packed(folder: Path) -> dict[str, str]:
     meta.graph_def.library.function.extend(kept)
     contents = {"saved_model.pb": model.SerializeToString(deterministic=True)}
     for asset in meta.asset_file_def:
-        path = f"assets/{asset.filename}"
-        contents[path] = (folder / path).read_bytes()
+        content = asset_path(folder, asset.filename).read_bytes()
+        contents[f"assets/{asset.filename}"] = content
     return {
         path: base64.b64encode(lzma.compress(content)).decode()
         for path, content in contents.items()

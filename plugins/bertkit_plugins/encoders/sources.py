@@ -29,9 +29,9 @@ def find_folder(source: str, revision: str | None, files: Sequence[str]) -> Path
     """
     if source.startswith(PACKAGE):
         folder = _package_folder(source)
-    elif Path(source).expanduser().is_dir():
+    elif source and Path(source).expanduser().is_dir():  # "" would be the current folder
         folder = Path(source).expanduser()
-    elif Path(source).expanduser().exists():
+    elif source and Path(source).expanduser().exists():
         raise EncoderError(f"{source} is a file. Give the folder that holds the model's files.")
     elif _HUB_ID.fullmatch(source):
         return _download(source, revision, files)

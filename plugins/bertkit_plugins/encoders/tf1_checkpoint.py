@@ -112,7 +112,8 @@ def tf1_checkpoint(
 
 
 def _folder(source: str) -> Path:
-    if not source.startswith(PACKAGE) and not Path(source).expanduser().exists():
+    exists = source and Path(source).expanduser().exists()  # "" would be the current folder
+    if not source.startswith(PACKAGE) and not exists:
         raise EncoderError(
             f"There is no folder {source!r} (relative to {Path.cwd()}). Give the unpacked folder "
             f"of an original release, or {PACKAGE}NAME/path."

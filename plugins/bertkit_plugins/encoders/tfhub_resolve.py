@@ -47,7 +47,7 @@ def resolve(source: str) -> Path:
         folder = _of_address(source)
     else:
         path = Path(source).expanduser()
-        if path.is_dir():
+        if source and path.is_dir():  # "" would be the current folder
             folder = path
         elif path.is_file():
             folder = _of_archive(path)
@@ -80,13 +80,24 @@ def load(folder: Path, values: bool = True) -> Any:
         return tf.saved_model.load(str(folder), tags=tags, options=options)
     except Exception as error:  # whatever a damaged or foreign graph leads TensorFlow to
         cause = " ".join(str(error).split())[:300]
-        if isinstance(error, (tf.errors.DataLossError, tf.errors.OutOfRangeError)):
+        if _is_of_values(error):
             _damaged(folder, f"its files are cut short or altered ({cause})", error)
         raise EncoderError(
             f"The SavedModel in {folder} cannot be loaded ({type(error).__name__}: {cause}). "
             f"{_remedy(folder)} If it then fails again, it needs operations that this TensorFlow "
             "does not have."
         ) from error
+
+
+def _is_of_values(error: Exception) -> bool:
+    """Whether a file of variables could not be read, rather than the graph."""
+    import tensorflow as tf
+
+    if isinstance(error, IndexError):  # what becomes of OutOfRangeError on its way to Python
+        return "Read less bytes" in str(error)
+    # The reader of checkpoints raises the bare class for what it has no other for.
+    known = isinstance(error, (tf.errors.DataLossError, tf.errors.OutOfRangeError))
+    return known or type(error) is tf.errors.OpError
 
 
 def _of_address(address: str) -> Path:
@@ -161,12 +172,32 @@ def _of_archive(path: Path) -> Path:
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}.", dir=folder.parent))
         try:
             _unpack(path, stage)
-            if not folder.is_dir():
-                stage.rename(folder)
+            _check_whole(_top(stage), path)
+            _open_to_others(stage)
+            stage.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():  # else another process was faster
+                raise EncoderError(
+                    f"{path} cannot be unpacked into {folder} ({error.strerror}). Set "
+                    "TFHUB_CACHE_DIR to a folder that can be written, or unpack it yourself."
+                ) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+    return _top(folder)
+
+
+def _top(folder: Path) -> Path:
+    """Return the folder itself, or the only folder in it, which some archives have."""
     inner = list(folder.iterdir())
     return inner[0] if len(inner) == 1 and inner[0].is_dir() else folder
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give folders the mode that the umask asks for; tempfile and tarfile make them private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        place.chmod(0o777 & ~mask)
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -191,34 +222,54 @@ def _unpack(path: Path, folder: Path) -> None:
         ) from error
 
 
-def _check_whole(folder: Path) -> None:
-    """Refuse a SavedModel of which a file is missing."""
+def asset_path(folder: Path, name: str, source: Path | None = None) -> Path:
+    """Return where an asset of a SavedModel is.
+
+    Args:
+        folder: of the SavedModel.
+        name: as the graph calls the asset.
+        source: to name in the error, if not the folder.
+
+    Raises:
+        EncoderError: the name leads out of the folder "assets", to any file of this machine.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise EncoderError(
+            f"The SavedModel in {source or folder} calls {name!r} an asset, which is outside of "
+            "its folder assets. Do not use this model."
+        )
+    return folder / "assets" / name
+
+
+def _check_whole(folder: Path, archive: Path | None = None) -> None:
+    """Refuse a SavedModel, if need be by its archive's name, of which a file is missing."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorflow.core.protobuf import saved_model_pb2
 
+    source = archive or folder
     graph = folder / "saved_model.pb"
     if not graph.is_file():
         held = ", ".join(sorted(child.name for child in folder.iterdir())[:10]) or "nothing"
-        _damaged(folder, f"saved_model.pb is missing from it (it holds {held})")
+        _damaged(source, f"saved_model.pb is missing from it (it holds {held})")
     try:
         model = saved_model_pb2.SavedModel.FromString(graph.read_bytes())
         meta = model.meta_graphs[0]
     except (DecodeError, IndexError) as error:
-        _damaged(folder, "saved_model.pb is cut short or altered", error)
-    for asset in meta.asset_file_def:
-        if not (folder / "assets" / asset.filename).is_file():
-            _damaged(folder, f"assets/{asset.filename} is missing from it")
+        _damaged(source, "saved_model.pb is cut short or altered", error)
+    for asset in [asset for meta in model.meta_graphs for asset in meta.asset_file_def]:
+        if not asset_path(folder, asset.filename, source).is_file():
+            _damaged(source, f"assets/{asset.filename} is missing from it")
     # TF1's format names its checkpoint; TF2's has one if the object graph holds a variable.
     nodes = meta.object_graph_def.nodes
     if meta.saver_def.ByteSize() or any(node.WhichOneof("kind") == "variable" for node in nodes):
         index = folder / "variables" / "variables.index"
         if not index.is_file():
-            _damaged(folder, "variables/variables.index is missing from it")
+            _damaged(source, "variables/variables.index is missing from it")
         shards = [_SHARDS.fullmatch(path.name) for path in index.parent.iterdir()]
         found = [int(shard[1]) for shard in shards if shard]
         if not found or len(found) < found[0]:
             of = f" of {found[0]}" if found else ""
-            _damaged(folder, f"it has {len(found)}{of} files variables/variables.data-*")
+            _damaged(source, f"it has {len(found)}{of} files variables/variables.data-*")
 
 
 def _damaged(folder: Path, what: str, error: Exception | None = None) -> NoReturn:
@@ -228,7 +279,11 @@ def _damaged(folder: Path, what: str, error: Exception | None = None) -> NoRetur
 
 
 def _remedy(folder: Path) -> str:
+    if folder.is_file():
+        return "Copy or download the archive again."
     if cache_folder().resolve() in folder.resolve().parents:
         top = cache_folder() / folder.resolve().relative_to(cache_folder().resolve()).parts[0]
-        return f"It is in tensorflow_hub's cache: delete {top}, so that it is fetched again."
+        # Archives are under their SHA-256: the same one would be as damaged again.
+        again = "so that it is fetched" if len(top.name) != 64 else "and download the archive"
+        return f"It is in tensorflow_hub's cache: delete {top}, {again} again."
     return "Copy or download the folder again."
