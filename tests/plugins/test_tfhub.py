@@ -289,7 +289,7 @@ def test_an_archive_is_unpacked_once(plain: Path, tmp_path: Path, cache: Path, t
     assert [child.name for child in cache.iterdir()] == [folder.relative_to(cache).parts[0]]
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside_of_bertkit", "inside"])
+@pytest.mark.parametrize("name", ["../outside", "/outside_of_bertkit", "inside"])
 def test_an_archive_that_leads_out_is_refused(tmp_path: Path, cache: Path, name: str) -> None:
     path = tmp_path / "bad.tar.gz"
     with tarfile.open(path, "w:gz") as archive:

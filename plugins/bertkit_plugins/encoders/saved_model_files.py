@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from bertkit.errors import EncoderError
+from bertkit_plugins.encoders.saved_model_safety import check_harmless
 from bertkit_plugins.encoders.tfhub_resolve import asset_path
 
-# Operations on files, and Python: no encoder computes with them, and a model could do harm.
+# What saves and restores values; they travel as the weights of the model.
 _SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "Save", "SaveSlices", "Restore",
            "RestoreSlice"}  # fmt: skip
-_FORBIDDEN = {*_SAVING, "ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless",
-              "EagerPyFunc", "WholeFileReaderV2", "PrintV2", "DebugIdentityV2",
-              "RemoteCall"}  # fmt: skip
 
 
 def packed(folder: Path) -> dict[str, str]:
@@ -74,12 +72,4 @@ def unpack(files: Mapping[str, str], folder: Path) -> None:
             f"The graph in the saved model is damaged ({error}). Make the encoder by the plugin "
             "'tfhub', from the model's own source."
         ) from error
-    for meta in model.meta_graphs:
-        nodes = [*meta.graph_def.node]
-        nodes += [node for f in meta.graph_def.library.function for node in f.node_def]
-        found = _FORBIDDEN & {node.op for node in nodes}
-        if found:
-            raise EncoderError(
-                f"The graph in the saved model holds {', '.join(sorted(found))}, which no encoder "
-                "needs and which can do harm. Do not use this model."
-            )
+    check_harmless(model, "the saved model")
