@@ -23,7 +23,9 @@ class BertEncoder(Encoder):
     """A BERT of any size, with random weights until a source of weights fills them.
 
     The forward pass of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805). The last layer is
-    computed only for the tokens that are read.
+    computed only for the tokens that are read. `token_embeddings`, (B, T, E), may stand beside
+    the inputs of the contract, instead of the rows that `token_ids` look up: for perturbing or
+    mixing them.
 
     Args:
         vocabulary_size: rows of the token embedding.
@@ -151,8 +153,9 @@ class BertEncoder(Encoder):
         pooling = self.pooling_layer
         first_only = pooling.first_only and not {"sequence", "layers"} & {*reads}
         pooled = "pooled" in reads
+        given = inputs.get("token_embeddings")
         x = self.embeddings(
-            inputs["token_ids"], inputs["segment_ids"], training=training
+            inputs["token_ids"], inputs["segment_ids"], given, training=training
         )  # (B*T, H)
         states, outputs = [], []
         for layer in self.transformer_layers:

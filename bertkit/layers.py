@@ -109,11 +109,18 @@ class Embeddings(keras.layers.Layer):
         )
 
     def call(
-        self, token_ids: tf.Tensor, segment_ids: tf.Tensor, training: bool = False
+        self,
+        token_ids: tf.Tensor,
+        segment_ids: tf.Tensor,
+        token_embeddings: tf.Tensor | None = None,
+        training: bool = False,
     ) -> tf.Tensor:
-        """Embed int32 ids, (B, T) both, as one matrix, (B*T, H)."""
+        """Embed int32 ids, (B, T) both, as one matrix, (B*T, H).
+
+        Where `token_embeddings` are given, (B, T, E), they stand for those of the token ids.
+        """
         length = self._checked_length(token_ids)
-        x = tf.gather(self.token, token_ids)  # (B, T, E)
+        x = tf.gather(self.token, token_ids) if token_embeddings is None else token_embeddings
         if self.num_segments:
             x += tf.gather(self.segment, segment_ids)
         x += tf.convert_to_tensor(self.position)[:length]

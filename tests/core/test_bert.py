@@ -127,6 +127,18 @@ def test_layers_pooling_mixes_the_first_token_of_each_layer() -> None:
     np.testing.assert_allclose(run(encoder)["pooled"], wanted, atol=1e-5)
 
 
+def test_embeddings_may_be_given_in_the_place_of_ids() -> None:
+    encoder = make()
+    looked_up = tf.gather(encoder.embeddings.token, batch()["token_ids"])
+    same = encoder({**batch(), "token_embeddings": looked_up}, reads=BOTH)
+    np.testing.assert_array_equal(same["pooled"], run(encoder)["pooled"])
+    with tf.GradientTape() as tape:
+        tape.watch(looked_up)
+        moved = encoder({**batch(), "token_embeddings": looked_up + 0.1})["pooled"]
+    assert (tape.gradient(moved, looked_up).numpy()[:, 0] != 0).all()
+    assert (moved.numpy() != same["pooled"].numpy()).any()
+
+
 def test_cls_pooling_is_the_first_token() -> None:
     features = run(make(pooling="cls"))
     np.testing.assert_array_equal(features["pooled"], features["sequence"][:, 0])
