@@ -4,12 +4,14 @@
 .POSIX:
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help demo test data lint wheel clean
+.PHONY: help demo test data lint wheel benchmark clean
 
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+PEERS = .venv-peers
+BENCHMARK =
 
 help:
 	@echo 'make demo    install, bring the encoder and the data, train, evaluate, predict'
@@ -17,6 +19,7 @@ help:
 	@echo 'make data    bring the encoder and the data alone'
 	@echo 'make lint    check style, format and types'
 	@echo 'make wheel   build the wheel into dist/'
+	@echo 'make benchmark   measure beside KerasHub and Hugging Face: benchmarks/README.md'
 	@echo 'make clean   delete what these made, runs/ excepted'
 
 demo: $(VENV)/.installed data
@@ -37,13 +40,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy scripts/check_tokenizer.py scripts/derive_data.py scripts/derive_unicode.py \
 	    scripts/fetch_demo.py
+	$(BIN)/mypy benchmarks
 
 wheel: $(VENV)/.installed-dev
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
+# BENCHMARK holds options, as in make benchmark BENCHMARK='--parts training --repeats 1'.
+benchmark: $(VENV)/.installed $(PEERS)/.installed data
+	$(BIN)/python -m benchmarks --peers $(PEERS)/bin/python $(BENCHMARK)
+
 clean:
-	rm -rf $(VENV) .cache dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .cache dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The build backend comes first, so that its version too is a pinned one.
 $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
@@ -53,6 +61,12 @@ $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# What bertkit is compared with, apart from it.
+$(PEERS)/.installed: benchmarks/requirements-peers.txt
+	$(MAKE) VENV=$(PEERS) $(PEERS)/pyvenv.cfg
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install -r benchmarks/requirements-peers.txt
 	touch $@
 
 # Debian keeps ensurepip in python3-venv. Without it, a pip outside can install one inside.

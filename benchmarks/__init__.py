@@ -1,0 +1,1 @@
+"""bertkit beside KerasHub and Hugging Face, on the same rows; not part of the package."""
