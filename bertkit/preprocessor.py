@@ -141,12 +141,15 @@ class Preprocessor:
         self.tokenizer  # noqa: B018 - drops the graph of another vocabulary
 
     def encode_array(self, texts: np.ndarray) -> Encoded:
-        """Encode an array of strings, (B,) or (B, 2), by a graph that is traced once."""
+        """Encode an array of strings, (B,) or (B, 2), by a graph that is traced once.
+
+        After the first call, several threads may call it at a time.
+        """
         self.prepare()
         if self._traced is None:
             shape = [None] if self.text_columns == 1 else [None, self.text_columns]
-            self._traced = tf.function(
-                self.encode, input_signature=[tf.TensorSpec(shape, tf.string)]
+            self._traced = tf.function(self.encode).get_concrete_function(
+                tf.TensorSpec(shape, tf.string)
             )
         return self._traced(tf.constant(texts.tolist(), tf.string, list(texts.shape)))
 
@@ -199,32 +202,40 @@ def pack(segments: list[tf.RaggedTensor], room: list[tf.Tensor], vocabulary: Voc
         room: how many tokens each row of a segment may keep, int (B,) or () each.
         vocabulary: where the special tokens' ids come from.
     """
-    batch = segments[0].nrows()
     start, separator = (
-        tf.fill([batch, 1], vocabulary.id_of(token))
-        for token in (vocabulary.start_token, vocabulary.separator_token)
+        vocabulary.id_of(token) for token in (vocabulary.start_token, vocabulary.separator_token)
     )
-    lengths = tf.add_n([segment.row_lengths() for segment in segments]) + len(segments) + 1
-    token_parts: list[Any] = [start]
-    segment_parts: list[Any] = [tf.zeros_like(start)]
-    for index, (segment, keep) in enumerate(zip(segments, room, strict=True)):
-        kept = truncate(segment, keep)
-        token_parts += [kept, separator]
-        segment_parts += [kept * 0 + index, separator * 0 + index]
+    lengths = [segment.row_lengths() for segment in segments]
+    kept = [
+        tf.minimum(length, tf.cast(keep, tf.int64))
+        for length, keep in zip(lengths, room, strict=True)
+    ]
+    # All values one after another, with a place before and after each segment's: a row is read
+    # from there, from one place before what it keeps to one after, where special tokens belong.
+    values, firsts = [tf.constant([start])], [tf.constant(1, tf.int64)]
+    for segment in segments:
+        values += [segment.flat_values, [separator]]
+        firsts.append(firsts[-1] + segment.row_splits[-1] + 1)
+    begins = tf.stack(
+        [segment.row_splits[:-1] + first for segment, first in zip(segments, firsts, strict=False)],
+        axis=1,
+    )  # (B, S)
+    ends = begins + tf.stack(kept, axis=1) + 1
+    begins -= [1] + [0] * (len(segments) - 1)
+    places = tf.ragged.range(tf.reshape(begins, [-1]), tf.reshape(ends, [-1]))  # (B * S, ragged)
+    row_splits = places.row_splits[:: len(segments)]
+    token_ids = tf.gather(tf.concat(values, axis=0), places.flat_values)
+    for special, where in ((start, row_splits[:-1]), (separator, places.row_splits[1:] - 1)):
+        token_ids = tf.tensor_scatter_nd_update(
+            token_ids, where[:, None], tf.fill([tf.size(where)], special)
+        )
+    segment_ids = tf.zeros_like(token_ids)
+    for first in firsts[1:-1]:
+        segment_ids += tf.cast(places.flat_values >= first, tf.int32)
     return Encoded(
-        tf.concat(token_parts, axis=1),
-        tf.concat(segment_parts, axis=1),
-        tf.cast(lengths, tf.int32),
-    )
-
-
-def truncate(rows: tf.RaggedTensor, keep: tf.Tensor) -> tf.RaggedTensor:
-    """Keep the first `keep` values of each row; (B, ragged) and int (B,) or ()."""
-    position = tf.ragged.range(rows.row_lengths()).flat_values  # of each value in its row
-    limit = tf.gather(tf.broadcast_to(tf.cast(keep, tf.int64), [rows.nrows()]), rows.value_rowids())
-    kept = tf.minimum(rows.row_lengths(), tf.cast(keep, tf.int64))
-    return tf.RaggedTensor.from_row_lengths(
-        tf.boolean_mask(rows.flat_values, position < limit), kept, validate=False
+        tf.RaggedTensor.from_row_splits(token_ids, row_splits, validate=False),
+        tf.RaggedTensor.from_row_splits(segment_ids, row_splits, validate=False),
+        tf.cast(tf.add_n(lengths) + len(segments) + 1, tf.int32),
     )
 
 

@@ -1,8 +1,8 @@
 """Compare bertkit's token ids with those of Hugging Face's `tokenizers`, at full length.
 
-Every code point of Unicode, alone and inside of a word; random texts of many kinds; the lines of
-files. With and without lowercasing, accents kept, stripped and as BERT does. The tests do the
-same on less.
+Every code point of Unicode, alone and inside of a word; each pair of ASCII characters; random
+texts of many kinds; the lines of files. With and without lowercasing, accents kept, stripped and
+as BERT does. The tests do the same on less.
 
     python scripts/check_tokenizer.py --random 100000 [--vocabulary vocab.txt] [FILE ...]
 """
@@ -32,10 +32,10 @@ MARKS = [c for c in UNICODE if unicodedata.combining(c)]
 # Kinds of characters that a random text is made of.
 KINDS = [
     *([c for c in UNICODE if first <= ord(c) <= last] for first, last in (
-        (0x20, 0x7E), (0, 0x24F), (0x370, 0x52F), (0x530, 0x10FF), (0x1100, 0x11FF),
-        (0x1AB0, 0x1FFF), (0x2000, 0x2FFF), (0x3000, 0x33FF), (0x4E00, 0x4EFF), (0xA640, 0xABFF),
-        (0xAC00, 0xAFFF), (0xF900, 0xFFFF), (0x10000, 0x1FFFF), (0x1F000, 0x1FAFF),
-        (0x2B700, 0x2BA00), (0, 0x10FFFF),
+        (0x20, 0x7E), (0x20, 0x7E), (0, 0x7F), (0, 0x24F), (0x370, 0x52F), (0x530, 0x10FF),
+        (0x1100, 0x11FF), (0x1AB0, 0x1FFF), (0x2000, 0x2FFF), (0x3000, 0x33FF), (0x4E00, 0x4EFF),
+        (0xA640, 0xABFF), (0xAC00, 0xAFFF), (0xF900, 0xFFFF), (0x10000, 0x1FFFF),
+        (0x1F000, 0x1FAFF), (0x2B700, 0x2BA00), (0, 0x10FFFF),
     )),
     [*map(chr, range(0x300, 0x370)), *"aeiouAEIOU"],
     [*MARKS, *map(chr, range(0x897, 0x900)), *"aZ"],
@@ -64,6 +64,9 @@ def main() -> int:
         "texts of all code points": [" ".join(some) for some in chunks(UNICODE, 64)],
         "texts of them within words": [
             " ".join(f"a{c}b" for c in some) for some in chunks(UNICODE, 64)
+        ],
+        "pairs of ASCII characters": [
+            f"a{first}{second}b{first}" for first in UNICODE[:128] for second in UNICODE[:128]
         ],
         "random texts": list(random_texts(options.random, random.Random(options.seed))),
         "lines": lines,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
-from bertkit.preprocessor import Preprocessor
+from bertkit.preprocessor import Encoded, Preprocessor
 
+_Result = TypeVar("_Result")
 CHUNK = 2048  # texts tokenized at once
 
 
@@ -46,11 +50,12 @@ class Examples:
     def from_chunks(cls, chunks: Iterable[np.ndarray], preprocessor: Preprocessor) -> Examples:
         """Tokenize chunks of checked texts, (n,) or (n, 2) each, as they come.
 
-        The token ids go to an unnamed temporary file, so that rows may exceed the memory.
+        As many chunks at a time as there are processors; the token ids go to an unnamed temporary
+        file, so that rows may exceed the memory.
         """
         store = _Store(preprocessor.padding_id)
-        for chunk in chunks:
-            store.append(*preprocessor.encode_array(chunk))
+        for rows in _in_parallel(lambda chunk: _flat(preprocessor.encode_array(chunk)), chunks):
+            store.append(rows)
         return store.examples()
 
     def __len__(self) -> int:
@@ -90,6 +95,53 @@ class Examples:
         }
 
 
+class _Flat(NamedTuple):
+    """A chunk of rows, one after another."""
+
+    token_ids: np.ndarray  # int32, (all tokens,)
+    segment_ids: np.ndarray  # int8, (all tokens,)
+    lengths: np.ndarray  # int64, (n,)
+    full_lengths: np.ndarray  # int32, (n,)
+
+
+def _flat(encoded: Encoded) -> _Flat:
+    return _Flat(
+        encoded.token_ids.flat_values.numpy().astype("int32", copy=False),
+        encoded.segment_ids.flat_values.numpy().astype("int8"),
+        encoded.token_ids.row_lengths().numpy(),
+        encoded.lengths.numpy(),
+    )
+
+
+def _in_parallel(
+    function: Callable[[np.ndarray], _Result], chunks: Iterable[np.ndarray]
+) -> Iterator[_Result]:
+    """Yield the function's result of each chunk, in order, while threads work on the next.
+
+    The first is computed before there are threads: it may be the only one, and what the function
+    makes once is then made.
+    """
+    chunks = iter(chunks)
+    for first in chunks:
+        yield function(first)
+        break
+    with ThreadPoolExecutor(_processors()) as pool:  # starts no thread before it is given work
+        pending: deque[Future[_Result]] = deque()
+        for chunk in chunks:
+            pending.append(pool.submit(function, chunk))
+            if len(pending) > _processors():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Store:
     """Grows flat arrays on disk, chunk by chunk."""
 
@@ -100,13 +152,11 @@ class _Store:
         self._lengths: list[np.ndarray] = []
         self._full_lengths: list[np.ndarray] = []
 
-    def append(
-        self, token_ids: tf.RaggedTensor, segment_ids: tf.RaggedTensor, full_lengths: tf.Tensor
-    ) -> None:
-        token_ids.flat_values.numpy().astype("int32").tofile(self._files["token_ids"])
-        segment_ids.flat_values.numpy().astype("int8").tofile(self._files["segment_ids"])
-        self._lengths.append(token_ids.row_lengths().numpy())
-        self._full_lengths.append(full_lengths.numpy())
+    def append(self, rows: _Flat) -> None:
+        rows.token_ids.tofile(self._files["token_ids"])
+        rows.segment_ids.tofile(self._files["segment_ids"])
+        self._lengths.append(rows.lengths)
+        self._full_lengths.append(rows.full_lengths)
 
     def examples(self) -> Examples:
         lengths = np.concatenate([np.zeros(0, "int64"), *self._lengths])

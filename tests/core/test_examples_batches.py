@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import bertkit
 from bertkit.data.batches import make_dataset, plan
-from bertkit.data.examples import Examples
+from bertkit.data.examples import Examples, _in_parallel, _processors
 from bertkit.preprocessor import Preprocessor
 from tests.tiny_models import PAIRS, TEXTS, tiny_encoder
 
@@ -192,6 +193,21 @@ def test_rows_on_disk_are_what_the_preprocessor_gives(
     np.testing.assert_array_equal(examples.lengths, encoded.token_ids.row_lengths())
     assert (examples.full_lengths > examples.lengths).any()  # some were truncated
     assert isinstance(examples.token_ids, np.memmap) and not examples.token_ids.flags.writeable
+
+
+def test_chunks_are_read_a_few_ahead_and_an_error_in_one_is_raised() -> None:
+    made, read = preprocessor(), []
+
+    def chunks(wrong: int) -> Iterator[np.ndarray]:
+        for index in range(40):
+            read.append(index)
+            yield text_array(["a", b"b", 3] if index == wrong else ["a"])
+
+    whole = _in_parallel(made.encode_array, chunks(-1))
+    for done, _ in enumerate(whole):
+        assert len(read) - done <= _processors() + 2
+    with pytest.raises((TypeError, ValueError)):
+        Examples.from_chunks(chunks(7), made)
 
 
 def test_no_rows() -> None:

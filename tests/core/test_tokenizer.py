@@ -132,6 +132,39 @@ def test_any_text(lowercase: bool, strip: bool | None, texts: list[str]) -> None
     assert_equal(texts, lowercase, strip)
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_every_pair_of_ascii_characters(lowercase: bool) -> None:
+    """They take a way of their own, where no special token can begin in a text."""
+    mixed = (
+        "a.b",
+        "##.c",
+        "##.",
+        "a b",
+        ".a",
+        "-a",
+        "##-b",
+        "$$",
+        "..",
+        "###",
+        "a\tb",
+        "don't",
+        "#",
+    )
+    pieces = tuple(dict.fromkeys([*SPECIAL, *mixed, *VOCABULARY, *"ABZ", "##A", "##Z", "##ab"]))
+    ascii_ = list(map(chr, range(128)))
+    texts = [f"a{one}{other}b{one}" for one in ascii_ for other in ascii_]
+    random = np.random.default_rng(0)
+    parts = np.array(
+        [*ascii_, "a" * 99, "a" * 100, "a" * 101, "b" * 50, *mixed] + 9 * ["ab"], object
+    )
+    texts += ["".join(random.choice(parts, 12)) for _ in range(4000)]
+    # All characters of a text but one are plain, and all but one of the texts of a batch.
+    plain = [text for text in texts if not set(text) & {"[", *map(chr, range(32)), "\x7f"}]
+    assert len(plain) > 8000
+    for some in (texts, plain, [*plain[:100], "é[SEP]", *plain[100:200]], ["é"], [""], []):
+        assert_equal(some, lowercase, functions=both(lowercase, None, pieces))
+
+
 @pytest.mark.parametrize(("lowercase", "strip"), CASES)
 def test_every_character_of_unicode(lowercase: bool, strip: bool | None) -> None:
     tokenizer = WordPieceTokenizer(Vocabulary(VOCABULARY, lowercase=lowercase, strip_accents=strip))
