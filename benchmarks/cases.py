@@ -145,7 +145,7 @@ def start(setting: Setting) -> list[Case]:
 def growth(setting: Setting) -> list[Case]:
     """How the cost of bertkit's training grows with one thing at a time."""
     train = data.rows_of("train", None)
-    cases = []
+    cases: list[Case] = []
 
     def grow(name: str, rows: list[data.Row], cores: int | None = None, **options: Any) -> None:
         path = data.write(setting.folder / f"growth_{len(cases)}.csv", rows)
