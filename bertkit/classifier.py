@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from bertkit.encoder import Encoder
 from bertkit.errors import InputError, shown
+from bertkit.features import Features, compute_features, is_features
+from bertkit.feeding import batch_size_of
 from bertkit.gradients import GradientReport, gradient_report
 from bertkit.guards import check_trainable, connected
 from bertkit.head import Head
@@ -94,7 +96,9 @@ class BertClassifier(RawTextModel):
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Return logits, float32 (B, outputs)."""
         tensors = self._feed().inputs(inputs)
-        features = self.encoder(tensors, reads=self.head.reads, training=training)
+        features = tensors
+        if not is_features(tensors):
+            features = self.encoder(tensors, reads=self.head.reads, training=training)
         return tf.cast(self.head(features, training=training), tf.float32)
 
     @property
@@ -182,6 +186,66 @@ class BertClassifier(RawTextModel):
         batch = self._feed(class_weight).batch(x, y, sample_weight)
         self._compile_from_head()
         return gradient_report(self, *batch)
+
+    def features(self, x: Any, batch_size: int | None = None, verbose: Any = 0) -> Features:
+        """Return what the encoder makes of rows, without dropout: the features the head reads.
+
+        They stand wherever texts do, as long as the encoder is not trained further: heads are
+        trained on them (`fit_head`) and tried on them (`evaluate`, `predict`, `classify`) without
+        the encoder running again.
+
+        Args:
+            x: texts or tensors, as `predict` takes them, but no dataset or generator.
+            batch_size: rows a batch.
+            verbose: as in `predict`.
+
+        Raises:
+            InputError: `x` cannot be used.
+        """
+        feed = self._feed()
+        rows = feed.rows(x)
+        if isinstance(rows, Features):
+            return rows
+        size, verbose = batch_size_of(batch_size), 1 if verbose == "auto" else int(verbose)
+        return compute_features(self.encoder, rows, self.head.reads, size, feed.multiple, verbose)
+
+    def fit_head(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 20,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_data: Any = None,
+        class_weight: Mapping[Any, float] | None = None,
+        sample_weight: Any = None,
+        learning_rate: Any = 3e-3,
+        **options: Any,
+    ) -> keras.callbacks.History:
+        """Train the head alone, on features that the encoder computes once, without dropout.
+
+        The encoder stays as it is to the last bit, and so does what `compile` was given; `fit`
+        goes on from there with all weights: linear probing, then fine-tuning (Kumar et al. 2022,
+        https://arxiv.org/abs/2202.10054). Loss and metrics are those of `fit`, the optimizer is
+        an AdamW of its own.
+
+        Args:
+            x: texts, tensors or `features`, but no dataset or generator.
+            y: labels, and so on, as in `fit`.
+            learning_rate: a number or a schedule.
+            **options: what else `fit` takes.
+
+        Raises:
+            InputError: as `fit` does, or the head has nothing to train.
+        """
+        from bertkit.probing import fit_head
+
+        return fit_head(
+            self, x, y, sample_weight, batch_size=batch_size, epochs=epochs, verbose=verbose,
+            callbacks=callbacks, validation_data=validation_data, class_weight=class_weight,
+            learning_rate=learning_rate, **options,
+        )  # fmt: skip
 
     def get_config(self) -> dict[str, Any]:
         """Return the parts, each by its registered name and its own config."""

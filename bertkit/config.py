@@ -69,7 +69,7 @@ class TrainingConfig:
     """How the model is trained.
 
     Attributes:
-        epochs: how often each row is seen.
+        epochs: how often each row is seen; 0 trains the head alone, with `head_epochs`.
         batch_size: rows in a batch.
         learning_rate: the highest learning rate.
         warmup: the fraction of the steps over which the learning rate rises from zero.
@@ -77,9 +77,12 @@ class TrainingConfig:
         weight_decay: decoupled weight decay, of kernels and embeddings.
         layer_decay: what the learning rate is multiplied with from layer to layer, top to bottom.
         precision: the Keras dtype policy.
+        head_epochs: how often the head alone sees each row, before all else trains: on features
+            that the encoder computes once.
+        head_learning_rate: the learning rate of these epochs.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 3
+    epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -87,6 +90,8 @@ class TrainingConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
 
 
 @dataclass
@@ -230,6 +235,9 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
             problems.add((name,), f"expected a section, such as {name}: {example}", section)
     if "data" in fields and fields.get("preprocessor") is not None:
         _check_columns(fields["data"].text, fields["preprocessor"], problems)
+    if "training" in fields and not fields["training"].epochs + fields["training"].head_epochs:
+        wanted = "nothing would be trained, expected 1 or more, or head_epochs of 1 or more"
+        problems.add(("training", "epochs"), wanted, 0)
     return fields
 
 

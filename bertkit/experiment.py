@@ -91,7 +91,7 @@ def run(
     """Train and evaluate a model, and write its run folder.
 
     The folder appears when the run has succeeded, and not before: `config.yaml`, `model/`,
-    `metrics.json`, `data.json`, `history.csv` and `logs/` for TensorBoard.
+    `metrics.json`, `data.json`, `history.csv`, `head_history.csv` and `logs/` for TensorBoard.
 
     Args:
         config: an experiment, or a mapping of the form of its YAML.
@@ -182,39 +182,63 @@ def train(
     folder: Path,
     verbose: int | str,
 ) -> None:
-    """Fit a model, with history and TensorBoard logs in a folder.
+    """Fit a model, its head alone first if so wanted, with histories and logs in a folder.
 
     Raises:
         DataError: a label cannot be used.
         ConfigError: the loss of the last epoch is no number, so the model is of no use.
     """
     rows, validation = splits["train"], splits.get("validation")
-    prepare(model, rows, training)
+    learn_labels(model, rows)
     for split in splits.values():
         _targets(model, split)  # before hours of training, not after
-    history = model.fit(
-        rows.examples,
-        rows.labels,
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        validation_data=validation and (validation.examples, validation.labels),
-        callbacks=[
-            keras.callbacks.CSVLogger(str(folder / "history.csv")),
-            keras.callbacks.TensorBoard(str(folder / "logs"), write_graph=False),
-        ],
-        verbose=verbose,
-    )
-    loss = history.history["loss"][-1]
-    if not math.isfinite(loss):
-        raise ConfigError(
-            f"Training diverged: the loss of the last epoch is {loss}. Lower "
-            f"training.learning_rate, which is {training.learning_rate:g}, or raise "
-            "training.warmup."
+    data: dict[str, Any] = {
+        "x": rows.examples,
+        "y": rows.labels,
+        "batch_size": training.batch_size,
+        "validation_data": validation and (validation.examples, validation.labels),
+        "verbose": verbose,
+    }
+    if training.head_epochs:
+        history = model.fit_head(
+            **data,
+            epochs=training.head_epochs,
+            learning_rate=training.head_learning_rate,
+            callbacks=_loggers(folder / "head_history.csv", folder / "logs" / "head"),
+        )
+        _check_converged(history, "training.head_learning_rate", training.head_learning_rate)
+    if training.epochs:
+        prepare(model, rows, training)
+        history = model.fit(
+            **data,
+            epochs=training.epochs,
+            callbacks=_loggers(folder / "history.csv", folder / "logs"),
+        )
+        _check_converged(
+            history, "training.learning_rate", training.learning_rate, ", or raise training.warmup"
         )
 
 
-def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> None:
-    """Let the head learn its labels, unless it knows them, and compile the model for training.
+def _loggers(history: Path, logs: Path) -> list[keras.callbacks.Callback]:
+    return [
+        keras.callbacks.CSVLogger(str(history)),
+        keras.callbacks.TensorBoard(str(logs), write_graph=False),
+    ]
+
+
+def _check_converged(
+    history: keras.callbacks.History, key: str, rate: float, other: str = ""
+) -> None:
+    loss = history.history["loss"][-1]
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"Training diverged: the loss of the last epoch is {loss}. Lower {key}, which is "
+            f"{rate:g}{other}."
+        )
+
+
+def learn_labels(model: BertClassifier, rows: Split) -> None:
+    """Let the head learn its labels, unless it knows them.
 
     Raises:
         DataError: a label cannot be used.
@@ -223,6 +247,15 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
         with rows.located():
             model.head.adapt(rows.labels)
     model.build()
+
+
+def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> None:
+    """Let the head learn its labels, unless it knows them, and compile the model for training.
+
+    Raises:
+        DataError: a label cannot be used.
+    """
+    learn_labels(model, rows)
     steps = training.epochs * -(-len(rows.labels) // training.batch_size)
     schedule = WarmupSchedule(
         training.learning_rate, steps, round(training.warmup * steps), training.schedule

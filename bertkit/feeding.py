@@ -17,6 +17,7 @@ from bertkit.data.batches import Order, make_dataset, prefetched
 from bertkit.data.examples import Examples
 from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import BertkitError, InputError, shown
+from bertkit.features import Features, is_features
 from bertkit.head import Head
 from bertkit.inputs import is_symbolic, is_text, symbolic_texts, tensors_of, texts_of
 from bertkit.labels import rows_of
@@ -136,7 +137,7 @@ class Feed:
                 "and skip(), and pass validation_data."
             )
         x = self.examples(x) if is_text(x) else tensors_of(x, self.encoder)
-        count = len(x if isinstance(x, Examples) else x["token_ids"])
+        count = len(x["token_ids"] if isinstance(x, Mapping) else x)
         within = isinstance(fraction, (int, float, np.floating)) and 0 < fraction < 1
         cut = int(count * (1.0 - fraction)) if within else 0
         if not 0 < cut < count:
@@ -146,23 +147,40 @@ class Feed:
             )
 
         def part(rows: slice) -> tuple[Any, ...]:
-            if isinstance(x, Examples):
-                taken: Any = x.take(rows)
+            if isinstance(x, Mapping):
+                taken: Any = {name: tensor[rows] for name, tensor in x.items()}
             else:
-                taken = {name: tensor[rows] for name, tensor in x.items()}
+                taken = x.take(rows)
             return taken, _part(y, rows), _part(sample_weight, rows)
 
         return part(slice(None, cut)), part(slice(cut, None))
 
-    def examples(self, x: Any) -> Examples:
-        """Tokenize raw text, unless it is tokenized already.
+    def examples(self, x: Any) -> Examples | Features:
+        """Tokenize raw text, unless it is tokenized or encoded already.
 
         Raises:
-            InputError: `x` is no text, there is none, or there is no preprocessor.
+            InputError: `x` is no text, there is none, there is no preprocessor, or `x` are
+                features of another encoder or head.
         """
+        if isinstance(x, Features):
+            x.check(self.encoder, self.head.reads)
+            return x
         if isinstance(x, Examples):
             return x
         return Examples.from_texts(self._texts(x), self._needed())
+
+    def rows(self, x: Any) -> Examples | Features | dict[str, Any]:
+        """Return all rows at once: tokenized, encoded, or tensors.
+
+        Raises:
+            InputError: as `examples` does, or `x` comes batch by batch.
+        """
+        if isinstance(x, STREAMS):
+            raise InputError(
+                "Features are computed of all rows at once, and a dataset or generator gives them "
+                "batch by batch. Give texts (and labels) as lists or arrays."
+            )
+        return self.examples(x) if is_text(x) else tensors_of(x, self.encoder)
 
     def columns(self, rows: int, y: Any, sample_weight: Any) -> tuple[np.ndarray, ...]:
         """Return targets, and sample weights if there are any, for `rows` rows.
@@ -214,12 +232,18 @@ class Feed:
     def batch(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, ...]:
         """Return one batch as tensors: inputs, targets and, as far as given, weights."""
         inputs = self.inputs(x)
-        return inputs, *self.columns(len(inputs["token_ids"]), y, sample_weight)
+        return inputs, *self.columns(len(next(iter(inputs.values()))), y, sample_weight)
 
     def inputs(self, x: Any) -> dict[str, Any]:
-        """Return a batch of texts or tensors as the encoder's inputs, int32 (B, T) each."""
+        """Return a batch of texts or tensors as the encoder's inputs, int32 (B, T) each.
+
+        A batch of features, which needs no encoder, stays one.
+        """
+        if isinstance(x, Features):
+            x.check(self.encoder, self.head.reads)
+            return x.batch(np.arange(len(x)))
         if not is_text(x):
-            return tensors_of(x, self.encoder)
+            return x if is_features(x) else tensors_of(x, self.encoder)
         preprocessor = self._needed()
         if is_symbolic(x):
             return preprocessor(symbolic_texts(x, preprocessor.text_columns))

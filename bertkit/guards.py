@@ -189,7 +189,7 @@ class EncoderMoves(keras.callbacks.Callback):
         self._others = [weight for weight in trained if id(weight) not in of_encoder]
         self._watching = bool(self._encoder)
         if self._watching:
-            self._before = _fingerprints(self._encoder), _fingerprints(self._others)
+            self._before = fingerprints(self._encoder), fingerprints(self._others)
             self._updates, self._due = 0, _UPDATES
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -208,7 +208,7 @@ class EncoderMoves(keras.callbacks.Callback):
 
     def _check(self) -> None:
         encoder, others = self._before
-        if _fingerprints(self._encoder) != encoder:
+        if fingerprints(self._encoder) != encoder:
             self._watching = False
             return
         still = (
@@ -216,7 +216,7 @@ class EncoderMoves(keras.callbacks.Callback):
             f"{self._rate:g} have moved none of its {len(encoder)} variables: "
             f"{_listed([weight.path for weight in self._encoder])}"
         )
-        if _fingerprints(self._others) != others:
+        if fingerprints(self._others) != others:
             raise TrainingError(
                 f"{still}. The rest of the model moves, so the encoder's gradient is zero, or too "
                 "small to change a weight: see model.gradient_report(x, y), and look for constant "
@@ -232,7 +232,7 @@ class EncoderMoves(keras.callbacks.Callback):
             )
 
 
-def _fingerprints(variables: Sequence[Any]) -> list[int]:
+def fingerprints(variables: Sequence[Any]) -> list[int]:
     """Return the sum over the bits of each variable: it changes when any weight does."""
     sums = []
     for variable in variables:

@@ -28,7 +28,11 @@ def json_schema() -> dict[str, Any]:
             "description": _summary(section)
         }
     # `training:` with nothing under it is null.
-    schema["properties"]["training"]["type"] = ["object", "null"]
+    training = schema["properties"]["training"]
+    training["type"] = ["object", "null"]
+    # Without epochs of either kind, 0 being the default of head_epochs, nothing would be trained.
+    none = {"epochs": {"const": 0}, "head_epochs": {"const": 0}}
+    training["not"] = {"type": "object", "properties": none, "required": ["epochs"]}
     for name, registry in REGISTRIES.items():
         schema["properties"][name] = _plugins(registry, definitions)
     return {

@@ -5,13 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from bertkit.data.examples import Examples
-from bertkit.encoder import INPUT_NAMES
+
+if TYPE_CHECKING:
+    from bertkit.features import Features
 
 Order = Literal["shuffled", "sorted", "given"]
 # Batches whose rows are sorted by length together. More makes the padding less and the batches
@@ -55,7 +57,7 @@ def plan(
 
 
 def make_dataset(
-    examples: Examples,
+    examples: Examples | Features,
     columns: tuple[np.ndarray, ...],
     batch_size: int,
     order: Order,
@@ -66,7 +68,7 @@ def make_dataset(
     """Return a dataset of `(inputs, *columns)` batches.
 
     Args:
-        examples: the rows.
+        examples: the rows, tokenized or encoded.
         columns: what goes with each row, such as targets and sample weights; (N, …) each.
         batch_size: rows a batch.
         order: see `plan`.
@@ -85,9 +87,9 @@ def make_dataset(
         for rows in plan(source.examples.lengths, batch_size, order, seed, epoch()):
             yield source.examples.batch(rows, multiple), *(part[rows] for part in source.columns)
 
-    inputs = {name: tf.TensorSpec((None, None), tf.int32) for name in INPUT_NAMES}
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=(inputs, *others))
+    signature = (examples.signature, *others)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     count = -(-len(examples) // batch_size)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
     return prefetched(dataset, source)
@@ -97,7 +99,7 @@ def make_dataset(
 class _Source:
     """What a dataset reads from."""
 
-    examples: Examples
+    examples: Examples | Features
     columns: tuple[np.ndarray, ...]
 
 

@@ -11,7 +11,9 @@ from tempfile import TemporaryFile
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import tensorflow as tf
 
+from bertkit.encoder import INPUT_NAMES
 from bertkit.preprocessor import Encoded, Preprocessor
 
 _Result = TypeVar("_Result")
@@ -93,6 +95,11 @@ class Examples:
             "segment_ids": segment_ids,
             "padding_mask": mask.astype("int32"),
         }
+
+    @property
+    def signature(self) -> dict[str, tf.TensorSpec]:
+        """The shapes and types of `batch`."""
+        return {name: tf.TensorSpec((None, None), tf.int32) for name in INPUT_NAMES}
 
 
 class _Flat(NamedTuple):

@@ -409,6 +409,8 @@ WRONG: dict[str, list[Any]] = {
     "head.thresholds": [{0: "a"}, {"a": 1.0}, [1.0], 0.5],
     "head.rate": [-0.1, 1.1, 2, "0.5", True],
     "head.anything": [{False: 1}, 2**64, float("nan"), float("inf")],
+    "training.head_epochs": [None, -1, 1.0, "3", True, [3]],
+    "training.head_learning_rate": [None, 0, -1e-5, "0.003", True, [1.0], float("nan")],
     "training.epochs": [None, 0, -1, 1.0, 1.5, "3", True, [3], {"a": 3}],
     "training.batch_size": [None, 0, -8, 32.0, "32", False, [32]],
     "training.learning_rate": [None, 0, 0.0, -1e-5, "0.00005", True, [1.0], float("nan")],

@@ -163,6 +163,7 @@ def test_it_accepts_an_argument_when_the_check_does(
         "encoder", "encoder.plugin", "encoder.source", "preprocessor", "preprocessor.plugin",
         "preprocessor.sequence_length", "head.plugin", "head.new", "training", "training.new",
         "training.epochs", "training.batch_size", "training.learning_rate", "training.warmup",
+        "training.head_epochs", "training.head_learning_rate",
         "training.schedule", "training.weight_decay", "training.layer_decay", "training.precision",
     ],
 )  # fmt: skip
