@@ -70,7 +70,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: how often each row is seen; 0 trains the head alone, with `head_epochs`.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch; 32 if there is no `batch_tokens` either.
         learning_rate: the highest learning rate.
         warmup: the fraction of the steps over which the learning rate rises from zero.
         schedule: how the learning rate falls after the warm-up.
@@ -80,10 +80,11 @@ class TrainingConfig:
         head_epochs: how often the head alone sees each row, before all else trains: on features
             that the encoder computes once.
         head_learning_rate: the learning rate of these epochs.
+        batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -92,6 +93,11 @@ class TrainingConfig:
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     head_epochs: Annotated[int, Field(ge=0)] = 0
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is None and self.batch_tokens is None:
+            self.batch_size = 32
 
 
 @dataclass
@@ -226,6 +232,12 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
         section = values.get(name)
         if isinstance(section, dict) and name in SECTIONS:
             given = _checked(section, arguments_of(SECTIONS[name]), (name,), problems)
+            if given.get("batch_size") and given.get("batch_tokens"):
+                problems.add(
+                    (name, "batch_tokens"),
+                    "expected this or batch_size, not both; null takes one back",
+                    given["batch_tokens"],
+                )
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)
         elif isinstance(section, dict):

@@ -23,6 +23,7 @@ from bertkit.config import (
     config_from_mapping,
     to_yaml,
 )
+from bertkit.data.batches import TokenBudget, batch_count, plan
 from bertkit.data.files import Columns, read_rows
 from bertkit.data.loading import Split, load_split
 from bertkit.data.report import DataReport
@@ -76,7 +77,7 @@ def _enough_memory() -> Iterator[None]:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise ConfigError(
-            "The memory does not suffice. Lower training.batch_size or "
+            "The memory does not suffice. Lower training.batch_size (or batch_tokens) or "
             "preprocessor.sequence_length, or take a smaller encoder."
         ) from error
 
@@ -211,6 +212,7 @@ def train(
         prepare(model, rows, training)
         history = model.fit(
             **data,
+            batch_tokens=training.batch_tokens,
             epochs=training.epochs,
             callbacks=_loggers(folder / "history.csv", folder / "logs"),
         )
@@ -256,7 +258,7 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
         DataError: a label cannot be used.
     """
     learn_labels(model, rows)
-    steps = training.epochs * -(-len(rows.labels) // training.batch_size)
+    steps = training.epochs * batch_count(rows.examples.lengths, _size(training), "shuffled")
     schedule = WarmupSchedule(
         training.learning_rate, steps, round(training.warmup * steps), training.schedule
     )
@@ -288,7 +290,7 @@ def inspect(config: ExperimentConfig | Mapping[str, Any]) -> GradientReport:
     model = build(config)
     rows = read_data(config, model)["train"]
     prepare(model, rows, config.training)
-    first = rows.take(np.arange(len(rows.labels))[: config.training.batch_size])
+    first = rows.take(plan(rows.examples.lengths, _size(config.training), "given")[0])
     batch = first.examples.batch(np.arange(len(first.labels)))
     with first.located():
         return model.gradient_report(batch, first.labels)
@@ -318,6 +320,14 @@ def check_inputs(config: ExperimentConfig, overwrite: bool) -> None:
     for paths in (config.data.train, config.data.validation, config.data.test):
         if paths is not None and not isinstance(paths, float):
             next(read_rows(paths, columns_of(config.data)))
+
+
+def _size(training: TrainingConfig) -> int | TokenBudget:
+    """Return what a training batch is limited by."""
+    if training.batch_tokens is not None:
+        return TokenBudget(training.batch_tokens)
+    assert training.batch_size is not None  # one of the two always is
+    return training.batch_size
 
 
 def _targets(model: BertClassifier, split: Split) -> np.ndarray:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.data.batches import Order, make_dataset, prefetched
+from bertkit.data.batches import Order, TokenBudget, make_dataset, prefetched
 from bertkit.data.examples import Examples
 from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import BertkitError, InputError, shown
@@ -48,6 +48,26 @@ def batch_size_of(batch_size: Any, default: int = 32) -> int:
     if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise InputError(f"batch_size is {shown(batch_size)}. Give a whole number above 0.")
     return int(batch_size)
+
+
+def training_batch_size(batch_size: Any, batch_tokens: Any, x: Any) -> int | TokenBudget:
+    """Return the rows, or else the tokens, that `fit` is to put into a batch.
+
+    Raises:
+        InputError: both are given, one is no whole number above 0, or `x` cannot be cut by tokens.
+    """
+    if batch_tokens is None:
+        return batch_size_of(batch_size)
+    if batch_size is not None:
+        raise InputError("Both batch_size and batch_tokens are given. Give one of them.")
+    if isinstance(x, STREAMS) or not is_text(x):
+        raise InputError(
+            "batch_tokens needs raw text. A dataset or generator has batches already; give "
+            "batch_size for a dict of tensors, whose padding is fixed."
+        )
+    if not isinstance(batch_tokens, (int, np.integer)) or batch_tokens < 1:
+        raise InputError(f"batch_tokens is {shown(batch_tokens)}. Give a whole number above 0.")
+    return TokenBudget(int(batch_tokens))
 
 
 def unpacked(batch: Any) -> tuple[Any, Any, Any]:
@@ -92,7 +112,7 @@ class Feed:
         y: Any = None,
         sample_weight: Any = None,
         *,
-        batch_size: int,
+        batch_size: int | TokenBudget,
         order: Order,
         epoch: Callable[[], int] = lambda: 0,
         labelled: bool = True,

@@ -16,7 +16,14 @@ from bertkit.compiling import named_metrics, refuse_named_loss
 from bertkit.data.batches import Order, make_dataset, plan
 from bertkit.encoder import Encoder
 from bertkit.errors import BertkitError, InputError
-from bertkit.feeding import STREAMS, EpochCounter, Feed, batch_size_of, unpacked
+from bertkit.feeding import (
+    STREAMS,
+    EpochCounter,
+    Feed,
+    batch_size_of,
+    training_batch_size,
+    unpacked,
+)
 from bertkit.guards import EncoderMoves
 from bertkit.head import Head
 from bertkit.inputs import is_text
@@ -56,18 +63,22 @@ class RawTextModel(keras.Model):
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: Any = 1,
+        batch_tokens: int | None = None,
     ) -> keras.callbacks.History:
         """Train, as `keras.Model.fit`, on raw text and raw labels too.
 
         `class_weight` maps labels, as they are in the data, to weights. Rows are padded to the
         longest of a batch of similar length, and shuffled anew each epoch.
 
+        `batch_tokens`, in place of `batch_size`, lets a batch have as many rows as fit into so many
+        tokens, padding included; of raw text only. The number of steps is the same each epoch.
+
         Raises:
             InputError: texts, tensors, labels or weights that cannot be used; the message says
                 which row and what to do.
         """
         feed = self._feed(class_weight)
-        size = batch_size_of(batch_size)
+        size = training_batch_size(batch_size, batch_tokens, x)
         if validation_split and validation_data is None:
             parts = feed.split(x, y, sample_weight, validation_split)
             (x, y, sample_weight), validation_data = parts
@@ -86,7 +97,9 @@ class RawTextModel(keras.Model):
             if validation_data is not None:
                 validation = self._feed(errors=feed.errors).data(
                     *unpacked(validation_data),
-                    batch_size=batch_size_of(validation_batch_size, default=size),
+                    batch_size=size
+                    if validation_batch_size is None
+                    else batch_size_of(validation_batch_size),
                     order="given" if validation_steps else "sorted",
                 )
                 names = ("x", "y", "sample_weight")

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.data.examples import Examples
+from bertkit.errors import InputError
 
 if TYPE_CHECKING:
     from bertkit.features import Features
@@ -21,45 +22,110 @@ Order = Literal["shuffled", "sorted", "given"]
 _POOL = 50
 
 
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many tokens a batch may have, padding included: rows times the longest of them.
+
+    It is what a step works on, so that its time and memory are about even over all batches.
+    Lengths that are rounded up for XLA may exceed it.
+    """
+
+    tokens: int
+
+
 def plan(
-    lengths: np.ndarray, batch_size: int, order: Order, seed: int = 0, epoch: int = 0
+    lengths: np.ndarray,
+    batch_size: int | TokenBudget,
+    order: Order,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> list[np.ndarray]:
     """Return the rows of each batch of one epoch.
 
     Shuffled rows are drawn into pools, sorted by length within a pool, cut into batches, and the
-    batches shuffled: rows of one length bucket meet, each epoch others. There are always
-    ceil(N / batch_size) batches, and at most one is short.
+    batches shuffled: rows of one length bucket meet, each epoch others. The number of batches is
+    the same for each seed and epoch: ceil(N / batch_size), of which at most one is short, or what
+    the budget allows.
 
     Args:
         lengths: tokens of each row, (N,).
-        batch_size: rows a batch.
+        batch_size: rows or tokens a batch.
         order: "shuffled" as above; "sorted" by length, longest first, which pads least and shows
             at once whether memory suffices; "given" as the rows come.
         seed: makes the order of all epochs; the same seed and epoch give the same batches.
         epoch: which epoch.
+
+    Raises:
+        InputError: a row is longer than the budget.
     """
     count = len(lengths)
+    random = np.random.default_rng([seed, epoch])
     if order == "given":
         rows = np.arange(count)
-    elif order == "sorted":
-        rows = np.argsort(-lengths, kind="stable")
     else:
-        random = np.random.default_rng([seed, epoch])
-        rows = random.permutation(count)
-        pool = _POOL * batch_size
-        for start in range(0, count, pool):
-            part = rows[start : start + pool]
-            rows[start : start + pool] = part[np.argsort(-lengths[part], kind="stable")]
-    batches = [rows[start : start + batch_size] for start in range(0, count, batch_size)]
+        rows = random.permutation(count) if order == "shuffled" else np.arange(count)
+        if order == "sorted" or isinstance(batch_size, TokenBudget):
+            rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        else:
+            pool = _POOL * batch_size
+            for start in range(0, count, pool):
+                part = rows[start : start + pool]
+                rows[start : start + pool] = part[np.argsort(-lengths[part], kind="stable")]
+    if not isinstance(batch_size, TokenBudget):
+        batches = [rows[start : start + batch_size] for start in range(0, count, batch_size)]
+    elif order == "shuffled":
+        batches = _dealt(rows, lengths, batch_size, random)
+    else:
+        batches = np.split(rows, _cuts(lengths[rows], batch_size))[: count or None]
     if order == "shuffled":
         batches = [batches[index] for index in random.permutation(len(batches))]
     return batches
 
 
+def batch_count(lengths: np.ndarray, batch_size: int | TokenBudget, order: Order) -> int:
+    """Return the number of batches that `plan` makes, whatever the seed and the epoch."""
+    if isinstance(batch_size, TokenBudget):
+        return len(plan(lengths, batch_size, order))
+    return -(-len(lengths) // batch_size)
+
+
+def _dealt(
+    rows: np.ndarray, lengths: np.ndarray, budget: TokenBudget, random: np.random.Generator
+) -> list[np.ndarray]:
+    """Deal rows, sorted from the longest, to pools, and cut each pool into batches.
+
+    Of as many rows in succession as there are pools, each pool gets one. All pools are cut at the
+    same places, by the longest row that any may have got there: the cuts depend on no chance.
+    """
+    pools = max(1, -(-int(lengths.sum()) // (_POOL * budget.tokens)))
+    dealt = np.full(-(-len(rows) // pools) * pools, -1)
+    dealt[: len(rows)] = rows
+    dealt = random.permuted(dealt.reshape(-1, pools), axis=1)
+    parts = np.split(dealt, _cuts(lengths[rows[::pools]], budget))
+    batches = (part[:, pool] for part in parts for pool in range(pools))
+    return [batch[batch >= 0] for batch in batches if (batch >= 0).any()]
+
+
+def _cuts(lengths: np.ndarray, budget: TokenBudget) -> list[int]:
+    """Return where batches begin, but the first, if rows of these lengths fill them in order."""
+    if len(lengths) and lengths.max() > budget.tokens:
+        raise InputError(
+            f"batch_tokens is {budget.tokens}, and a row has {lengths.max()} tokens. Give at least "
+            "as many, or shorten the rows by the preprocessor's sequence_length."
+        )
+    cuts, begin, longest = [], 0, 0
+    for index, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if longest * (index + 1 - begin) > budget.tokens:
+            cuts.append(index)
+            begin, longest = index, length
+    return cuts
+
+
 def make_dataset(
     examples: Examples | Features,
     columns: tuple[np.ndarray, ...],
-    batch_size: int,
+    batch_size: int | TokenBudget,
     order: Order,
     seed: int = 0,
     epoch: Callable[[], int] = lambda: 0,
@@ -70,13 +136,15 @@ def make_dataset(
     Args:
         examples: the rows, tokenized or encoded.
         columns: what goes with each row, such as targets and sample weights; (N, …) each.
-        batch_size: rows a batch.
+        batch_size: rows or tokens a batch.
         order: see `plan`.
         seed: see `plan`.
         epoch: asked for the epoch at the beginning of each pass.
         multiple: lengths are rounded up to a multiple of it, to keep the shapes few.
-    """
 
+    Raises:
+        InputError: a row is longer than a batch may be.
+    """
     source = _Source(examples, columns)
     there = weakref.ref(source)
 
@@ -90,7 +158,7 @@ def make_dataset(
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
     signature = (examples.signature, *others)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    count = -(-len(examples) // batch_size)
+    count = batch_count(examples.lengths, batch_size, order)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
     return prefetched(dataset, source)
 

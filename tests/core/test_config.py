@@ -231,6 +231,21 @@ def test_later_files_and_overrides_win_key_by_key(tmp_path: Path) -> None:
     assert load_config([upper, lower]).head.arguments == {"labels": ["a", "b", "c"]}
 
 
+def test_a_batch_has_so_many_rows_or_so_many_tokens(tmp_path: Path) -> None:
+    file = write(tmp_path, "a.yaml", changed("training", {"batch_size": 8}))
+    (line,) = mistakes(load_config, [file], ["training.batch_tokens=512"])
+    assert line == (
+        "command line: training.batch_tokens = 512: expected this or batch_size, not both; "
+        "null takes one back"
+    )
+    config = load_config([file], ["training.batch_tokens=512", "training.batch_size=null"])
+    assert config.training == TrainingConfig(batch_tokens=512)
+    assert (config.training.batch_size, config.training.batch_tokens) == (None, 512)
+    (tmp_path / "b.yaml").write_text(to_yaml(config))
+    assert load_config([tmp_path / "b.yaml"]) == config
+    assert "batch_size: 32" in to_yaml(config_from_mapping(BASE))
+
+
 def test_merging_without_plugins_is_that_of_omegaconf(tmp_path: Path) -> None:
     layers = [changed("seed", 3), {"training": {"epochs": 2}}, {"data": {"text": "t"}, "seed": 4}]
     paths = [write(tmp_path, f"{index}.yaml", layer) for index, layer in enumerate(layers)]
@@ -412,7 +427,8 @@ WRONG: dict[str, list[Any]] = {
     "training.head_epochs": [None, -1, 1.0, "3", True, [3]],
     "training.head_learning_rate": [None, 0, -1e-5, "0.003", True, [1.0], float("nan")],
     "training.epochs": [None, 0, -1, 1.0, 1.5, "3", True, [3], {"a": 3}],
-    "training.batch_size": [None, 0, -8, 32.0, "32", False, [32]],
+    "training.batch_size": [0, -8, 32.0, "32", False, [32]],
+    "training.batch_tokens": [0, -8, 1024.0, "1024", False, [1024]],
     "training.learning_rate": [None, 0, 0.0, -1e-5, "0.00005", True, [1.0], float("nan")],
     "training.warmup": [None, -0.1, 1.1, 10, "0.1", True, [0.1]],
     "training.schedule": [None, "linaer", "Linear", "", 1, True, ["linear"]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bertkit
-from bertkit.data.batches import make_dataset, plan
+from bertkit.data.batches import TokenBudget, batch_count, make_dataset, plan
 from bertkit.data.examples import Examples, _in_parallel, _processors
+from bertkit.errors import InputError
 from bertkit.preprocessor import Preprocessor
 from tests.tiny_models import PAIRS, TEXTS, tiny_encoder
 
@@ -91,6 +93,56 @@ def test_seed_and_epoch_make_the_order(
     array = np.array(lengths)
     first, second = (plan(array, size, "shuffled", seed, epoch) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def padded_tokens(lengths: np.ndarray, batches: list[np.ndarray]) -> list[int]:
+    return [int(lengths[batch].max()) * len(batch) for batch in batches]
+
+
+@given(lengths_of_rows, st.integers(40, 400), st.sampled_from(ORDERS), st.integers(0, 9))
+@settings(deadline=None)
+def test_batches_of_so_many_tokens(lengths: list[int], tokens: int, order: Any, seed: int) -> None:
+    array, budget = np.array(lengths), TokenBudget(tokens)
+    batches = plan(array, budget, order, seed=seed)
+    rows = np.concatenate(batches)
+    assert sorted(rows) == list(range(len(lengths))) and min(map(len, batches)) > 0
+    assert max(padded_tokens(array, batches)) <= tokens
+    counts = {len(plan(array, budget, order, seed, epoch)) for epoch in range(5)}
+    assert counts == {len(batches)} == {batch_count(array, budget, order)}
+    again = plan(array, budget, order, seed=seed)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+    if order == "given":
+        assert rows.tolist() == list(range(len(lengths)))
+        for batch, after in itertools.pairwise(batches):  # one more would not fit
+            assert padded_tokens(array, [np.append(batch, after[0])])[0] > tokens
+    if order == "sorted":
+        np.testing.assert_array_equal(rows, np.concatenate(plan(array, 8, "sorted")))
+
+
+@pytest.mark.parametrize("count", [2001, 7000])
+def test_batches_of_tokens_are_random_and_full(count: int) -> None:
+    random = np.random.default_rng(0)
+    lengths = random.lognormal(3.0, 0.6, count).astype(int).clip(3, 128)
+    budget = TokenBudget(700)
+    plans = [plan(lengths, budget, "shuffled", 1, epoch) for epoch in range(60)]
+    assert 1 - lengths.sum() / sum(padded_tokens(lengths, plans[0])) < 0.05
+    assert np.mean(padded_tokens(lengths, plans[0])) > 0.9 * 700
+    mates = [{frozenset(batch) for batch in batches} for batches in plans[:2]]
+    assert len(mates[0] & mates[1]) < 0.02 * len(plans[0])
+    # No batch is likelier to be early when its rows are long, and each row is early as often.
+    early = [np.concatenate(batches[: len(batches) // 2]) for batches in plans]
+    shares = np.bincount(np.concatenate(early), minlength=count) / 60
+    assert shares.min() > 0.05 and shares.max() < 0.95 and abs(shares.mean() - 0.5) < 0.02
+    long, short = lengths > 40, lengths < 12
+    assert abs(shares[long].mean() - shares[short].mean()) < 0.04
+
+
+def test_a_row_longer_than_a_batch_may_be_is_refused() -> None:
+    for order in ORDERS:
+        with pytest.raises(InputError, match=r"batch_tokens is 9, and a row has 10 tokens\. Give"):
+            make_dataset(of_lengths([3, 10, 2]), (), TokenBudget(9), order)
+    assert len(plan(np.array([3, 10, 2]), TokenBudget(10), "given")) == 3
+    assert plan(np.array([], int), TokenBudget(10), "shuffled") == []
 
 
 def test_epochs_and_seeds_differ_in_batches_and_in_their_order() -> None:

@@ -305,3 +305,40 @@ def test_class_weights_are_the_sample_weights_they_stand_for(head: str, class_we
     plain = tiny_model(head)
     plain.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
     assert plain.train_on_batch(TEXTS, y, return_dict=True)["loss"] != results[0][0]
+
+
+def test_batches_of_so_many_tokens() -> None:
+    model = tiny_model("binary")
+    longest = int(np.max(model.preprocessor.encode_array(np.array(TEXTS, object)).lengths))
+
+    class Shapes(bertkit.BertClassifier):
+        def train_step(self, data: Any) -> Any:
+            shapes.append(tuple(data[0]["token_ids"].shape))
+            return super().train_step(data)
+
+    shapes: list[tuple[int, int]] = []
+    model = tiny_model("binary", cls=Shapes)
+    model.compile(run_eagerly=True)
+    history = model.fit(
+        TEXTS, LABELS["binary"], batch_tokens=longest + 3, epochs=2, verbose=0,
+        validation_data=(TEXTS, LABELS["binary"]),
+    )  # fmt: skip
+    assert "val_loss" in history.history
+    assert sum(rows for rows, _ in shapes) == 2 * len(TEXTS) > len(shapes)
+    assert max(rows * width for rows, width in shapes) <= longest + 3
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "match"),
+    [
+        (X, {"batch_tokens": 40, "batch_size": 2}, "Both batch_size and batch_tokens"),
+        (X, {"batch_tokens": 3}, "batch_tokens is 3, and a row has"),
+        (X, {"batch_tokens": 0}, "batch_tokens is 0. Give a whole number"),
+        (X, {"batch_tokens": 40.0}, "batch_tokens is 40.0. Give a whole number"),
+        (tensors(), {"batch_tokens": 40}, "batch_tokens needs raw text"),
+        (tf.data.Dataset.from_tensors((X, Y)), {"batch_tokens": 40}, "batch_tokens needs raw text"),
+    ],
+)
+def test_batch_tokens_that_cannot_be_used(x: Any, options: dict[str, Any], match: str) -> None:
+    y = None if isinstance(x, tf.data.Dataset) else Y
+    assert_refused(tiny_model("binary"), lambda m: m.fit(x, y, verbose=0, **options), match)

@@ -25,7 +25,7 @@ from sklearn import metrics as sk
 import bertkit
 from bertkit import experiment, finished
 from bertkit.config import load_config
-from bertkit.errors import ArtifactError, ConfigError, DataError
+from bertkit.errors import ArtifactError, ConfigError, DataError, InputError
 from bertkit.registry import heads
 from tests.command_line import snapshot, tiny_config, write_jsonl, write_tiny_data, write_yaml
 from tests.tiny_models import HEADS, weights_of
@@ -375,6 +375,19 @@ def test_precision(place: Path) -> None:
 
 
 # Whole or not at all
+
+
+def test_batches_of_so_many_tokens(place: Path) -> None:
+    mapping = config_of("binary", name="tokens", training__batch_tokens=60)
+    mapping["training"].pop("batch_size", None)
+    model = experiment.run(mapping, verbose=0).model
+    schedule = model.optimizer.get_config()["learning_rate"]["config"]
+    # Of 48 rows of about 8 tokens; the schedule knows the number of steps.
+    assert schedule["steps"] == int(model.optimizer.iterations.numpy()) > EPOCHS * 48 * 5 / 60
+    report = experiment.inspect(mapping)
+    assert report is not None
+    with pytest.raises(InputError, match="batch_tokens is 8, and a row has"):
+        experiment.run({**mapping, "training": {"batch_tokens": 8}, "name": "few"}, verbose=0)
 
 
 def test_overwriting_replaces_the_whole_folder(place: Path) -> None:

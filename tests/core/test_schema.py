@@ -165,6 +165,7 @@ def test_it_accepts_an_argument_when_the_check_does(
         "training.epochs", "training.batch_size", "training.learning_rate", "training.warmup",
         "training.head_epochs", "training.head_learning_rate",
         "training.schedule", "training.weight_decay", "training.layer_decay", "training.precision",
+        "training.batch_tokens",
     ],
 )  # fmt: skip
 def test_it_accepts_a_config_when_the_loader_does(
