@@ -31,6 +31,10 @@ Config = Annotated[
     typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="YAML files, later ones over earlier "
                    "ones, then single keys such as training.epochs=1."),
 ]  # fmt: skip
+Precision = Annotated[
+    Optional[Literal["float32", "mixed_float16", "mixed_bfloat16"]],  # noqa: UP045
+    typer.Option(help="Compute in it, whatever the run was trained in."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -94,6 +98,7 @@ def evaluate(
         typer.Option(help="Files or globs with the columns of the training data; without, the "
                      "rows that the run was evaluated on."),
     ] = None,
+    precision: Precision = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure a finished run again, or on other rows."""
@@ -101,7 +106,7 @@ def evaluate(
 
     with quiet_start():
         from bertkit import finished
-    metrics = finished.evaluate_run(run, data or ())
+    metrics = finished.evaluate_run(run, data or (), precision)
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -123,8 +128,13 @@ def predict(
         Optional[Literal["text", "csv", "tsv", "jsonl", "parquet"]],  # noqa: UP045
         typer.Option(help="The suffix tells; standard input is text, one a line, unless said."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows predicted at once.")] = 64,
-) -> None:
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Rows predicted at once, and waited for; without, 64 at first "
+                     "and 4,096 at last, sorted by length."),
+    ] = None,
+    precision: Precision = None,
+) -> None:  # fmt: skip
     """Predict a JSON line for each row, as the rows come."""
     from bertkit.console import quiet_start
 
@@ -132,7 +142,7 @@ def predict(
         from bertkit import finished
     if source == "-" and format is None:
         format = "text"
-    rows = finished.predict_rows(run, source, format, batch_size)
+    rows = finished.predict_rows(run, source, format, batch_size, precision)
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

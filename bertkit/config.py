@@ -30,6 +30,7 @@ from bertkit.merging import (
 )
 from bertkit.registry import REGISTRIES, Registry, preprocessors
 
+Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]  # Keras dtype policies
 _Text = Annotated[str, Field(min_length=1), "text"]
 _Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
 _Split = _Files | Annotated[float, Field(gt=0, lt=1)] | None
@@ -90,7 +91,7 @@ class TrainingConfig:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    precision: Precision = "float32"
     head_epochs: Annotated[int, Field(ge=0)] = 0
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -299,7 +299,7 @@ def inspect(config: ExperimentConfig | Mapping[str, Any]) -> GradientReport:
 def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:
     """Return the head's measures of some rows, and their loss."""
     targets = _targets(model, split)
-    outputs = model.predict(split.examples, batch_size=64, verbose=0)
+    outputs = model.predict(split.examples, verbose=0)
     loss = float(model.head.make_loss()(targets, outputs))
     return {**model.head.report(targets, outputs), "loss": loss}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bertkit import artifact
-from bertkit.config import ExperimentConfig, load_config
-from bertkit.data.files import read_rows
+from bertkit.config import ExperimentConfig, Precision, load_config
+from bertkit.data.files import Row, read_rows
 from bertkit.data.loading import load_split, text_chunks
 from bertkit.errors import ArtifactError, DataError
 from bertkit.experiment import Metrics, columns_of, evaluate, read_data
@@ -19,19 +19,26 @@ if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor
 
 
-def evaluate_run(path: str | Path, data: Sequence[str] = ()) -> Metrics:
+# Rows of a window, which are sorted by length together: few at first, so that answers come early.
+_FIRST, _LARGEST = 64, 4096
+
+
+def evaluate_run(
+    path: str | Path, data: Sequence[str] = (), precision: Precision | None = None
+) -> Metrics:
     """Return the measures of a finished run on other files, or on its own test rows again.
 
     Args:
         path: a run folder or an artifact.
         data: files with the columns of the training data; without any, the rows the run was
             evaluated on.
+        precision: see `bertkit.load`.
 
     Raises:
         ArtifactError: there is no finished run.
         DataError: a file or a row cannot be used.
     """
-    model = artifact.load(path)
+    model = artifact.load(path, precision, compile=False)
     config = saved_config(path)
     if data:
         preprocessor = cast("Preprocessor", model.preprocessor)
@@ -43,36 +50,60 @@ def evaluate_run(path: str | Path, data: Sequence[str] = ()) -> Metrics:
 
 
 def predict_rows(
-    path: str | Path, source: str, format: str | None = None, batch_size: int = 64
+    path: str | Path,
+    source: str,
+    format: str | None = None,
+    batch_size: int | None = None,
+    precision: Precision | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a prediction for each row, as the rows come: the texts, and what the head decodes.
+    """Yield a prediction for each row, in their order: the texts, and what the head decodes.
+
+    Memory holds a window of rows. They grow from 64 rows to 4,096, so that the first answers
+    come early, and the lengths within a batch are nearly the same later. An error about a row
+    comes after the predictions for the rows before it.
 
     Args:
         path: a run folder or an artifact.
         source: a file, a glob, or "-" for standard input.
         format: "text" (a text a line; two, separated by a tab, for pairs), "csv", "tsv",
             "jsonl" or "parquet"; the suffix tells if `None`.
-        batch_size: rows predicted at once, and waited for.
+        batch_size: rows predicted at once, and waited for; `None` for windows as above.
+        precision: see `bertkit.load`.
 
     Raises:
         ArtifactError: there is no finished run.
         DataError: a file or a row cannot be used.
     """
-    model = artifact.load(path)
+    model = artifact.load(path, precision, compile=False)
     columns = columns_of(saved_config(path).data, labelled=False)
-    rows = read_rows(source, columns, format)
-    while chunk := list(itertools.islice(rows, batch_size)):
-        whole = list(itertools.takewhile(lambda row: not row.empty, chunk))
-        for texts in text_chunks(iter(whole), len(columns.text), size=batch_size):
-            for row, prediction in zip(whole, model.classify(texts, batch_size), strict=True):
-                text = row.texts[0] if len(row.texts) == 1 else list(row.texts)
-                yield {"text": text, **prediction}
-        if len(whole) < len(chunk):
-            row = chunk[len(whole)]
-            raise DataError(
-                f"{row.file}:{row.line}: the text is empty. Remove the row, or put a "
-                "placeholder in it."
-            )
+    for window in _windows(read_rows(source, columns, format), batch_size):
+        (texts,) = text_chunks(iter(window), len(columns.text), size=len(window))
+        for row, prediction in zip(window, model.classify(texts, batch_size), strict=True):
+            yield {"text": row.texts[0] if len(row.texts) == 1 else list(row.texts), **prediction}
+
+
+def _windows(rows: Iterator[Row], batch_size: int | None) -> Iterator[list[Row]]:
+    """Yield rows that are predicted together, and an error about a row after those before it."""
+    size = batch_size or _FIRST
+    error: DataError | None = None
+    while error is None:
+        window: list[Row] = []
+        try:
+            for row in itertools.islice(rows, size):
+                if row.empty:
+                    raise DataError(
+                        f"{row.file}:{row.line}: the text is empty. Remove the row, or put a "
+                        "placeholder in it."
+                    )
+                window.append(row)
+        except DataError as found:
+            error = found
+        if window:
+            yield window
+        if error is None and len(window) < size:
+            return
+        size = batch_size or min(2 * size, _LARGEST)
+    raise error
 
 
 def saved_config(path: str | Path) -> ExperimentConfig:

@@ -194,6 +194,7 @@ class Preprocessor:
         """Read what `save_assets` wrote; the folder goes away afterwards."""
 
 
+@tf.autograph.experimental.do_not_convert
 def pack(segments: list[tf.RaggedTensor], room: list[tf.Tensor], vocabulary: Vocabulary) -> Encoded:
     """Truncate each segment to its room and join them: [CLS] a [SEP] b [SEP].
 
@@ -239,6 +240,7 @@ def pack(segments: list[tf.RaggedTensor], room: list[tf.Tensor], vocabulary: Voc
     )
 
 
+@tf.autograph.experimental.do_not_convert
 def longest_first(first: tf.Tensor, second: tf.Tensor, total: int) -> list[tf.Tensor]:
     """Return how many tokens each of two texts keeps; int64 (B,) each.
 

@@ -147,6 +147,8 @@ class WordPieceTokenizer:
                 "vocab.txt from the original model again."
             ) from None
 
+    # Nothing here needs autograph, whose converting takes longer than all the rest of a trace.
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Tokenize.
 

@@ -27,6 +27,7 @@ from bertkit.feeding import (
 from bertkit.guards import EncoderMoves
 from bertkit.head import Head
 from bertkit.inputs import is_text
+from bertkit.predicting import predict_examples, trace_once
 from bertkit.preprocessor import Preprocessor
 from bertkit.training import schedule as _schedule  # noqa: F401 - saved optimizers name it
 from bertkit.training.optimizer import AdamW
@@ -154,7 +155,11 @@ class RawTextModel(keras.Model):
         steps: int | None = None,
         callbacks: Any = None,
     ) -> np.ndarray:
-        """Return logits, float32 (N, outputs), in the order of the rows, from raw text too."""
+        """Return logits, float32 (N, outputs), in the order of the rows, from raw text too.
+
+        Raw text is sorted by length for it. Without a `batch_size` a batch is as many texts as
+        make about 2,000 tokens.
+        """
         self.build()
         feed = self._feed()
         size = batch_size_of(batch_size)
@@ -164,19 +169,28 @@ class RawTextModel(keras.Model):
                 data = feed.data(x, batch_size=size, order="given", labelled=False)
                 return super().predict(**data, **options)
             examples = feed.examples(x)
+            if self.distribute_strategy.num_replicas_in_sync == 1:
+                return predict_examples(self, examples, batch_size, feed.multiple, **options)
             order: Order = "given" if steps else "sorted"
             dataset = make_dataset(examples, (), size, order, multiple=feed.multiple)
             outputs = super().predict(dataset, **options)
-        restored = np.empty_like(outputs)
-        restored[np.concatenate(plan(examples.lengths, size, order))[: len(outputs)]] = outputs
-        return restored
+        rows = np.concatenate(plan(examples.lengths, size, order))[: len(outputs)]
+        return outputs[np.argsort(rows, kind="stable")]
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Make the function that `predict` calls, traced once for batches of any shape."""
+        if self.predict_function is None or force:
+            super().make_predict_function(force)
+            if not self.run_eagerly and self.distribute_strategy.num_replicas_in_sync == 1:
+                trace_once(self.predict_function)
+        return self.predict_function
 
     def classify(self, x: Any, batch_size: int | None = None) -> list[dict[str, Any]]:
         """Return a prediction for each row, as the head decodes it.
 
         Args:
             x: what `predict` takes.
-            batch_size: rows a batch.
+            batch_size: rows a batch; as `predict` chooses if `None`.
 
         Returns:
             For most heads `{"label": …, "score": …, "scores": {label: probability}}` a row.

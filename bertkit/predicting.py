@@ -1,0 +1,105 @@
+"""Prediction on tokenized rows: by length, two batches at a time, in the order they came in."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bertkit.data.batches import plan
+from bertkit.data.examples import Examples
+from bertkit.encoder import INPUT_NAMES
+
+if TYPE_CHECKING:
+    from bertkit.workflow import RawTextModel
+
+# Tokens of a batch, padding included. Larger batches make larger products, until what lies between
+# the products no longer fits into the caches of the processor.
+TOKENS = 2048
+# Batches computed at a time: while one waits for memory or for its last thread, another multiplies.
+_AT_ONCE = 2
+
+
+def predict_examples(
+    model: RawTextModel,
+    examples: Examples,
+    batch_size: int | None = None,
+    multiple: int = 1,
+    steps: int | None = None,
+    verbose: Any = 0,
+    callbacks: Any = None,
+) -> np.ndarray:
+    """Return what the model's predict function gives for each row, (N, …), in the rows' order.
+
+    Args:
+        model: what predicts; its variables are made.
+        examples: the rows.
+        batch_size: rows a batch; `None` for as many as make `TOKENS` tokens.
+        multiple: what the length of a batch is rounded up to.
+        steps: stop after so many batches, which are then those of the first rows.
+        verbose: as in `keras.Model.predict`.
+        callbacks: as in `keras.Model.predict`.
+    """
+    if steps:
+        batches = plan(examples.lengths, batch_size or 32, "given")[:steps]
+    else:
+        batches = cut(examples.lengths, batch_size, multiple)
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = keras.callbacks.CallbackList(
+            callbacks, add_progbar=verbose != 0, verbose=verbose, epochs=1, steps=len(batches),
+            model=model,
+        )  # fmt: skip
+    model.make_predict_function()
+    model.stop_predicting = False
+
+    def compute(rows: np.ndarray) -> np.ndarray:
+        batch = examples.batch(rows, multiple)
+        data = {name: tf.constant(part) for name, part in batch.items()}
+        return np.asarray(model.predict_function([(data,)]))  # as Keras calls it
+
+    outputs: list[np.ndarray] = []
+    callbacks.on_predict_begin()
+    with ThreadPoolExecutor(1 if model.run_eagerly else _AT_ONCE) as pool:
+        try:
+            for step, result in enumerate([pool.submit(compute, rows) for rows in batches]):
+                callbacks.on_predict_batch_begin(step)
+                outputs.append(result.result())
+                callbacks.on_predict_batch_end(step, {"outputs": outputs[-1]})
+                if model.stop_predicting:
+                    break
+        finally:
+            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits for no other batch
+    callbacks.on_predict_end()
+    order = np.argsort(np.concatenate(batches[: len(outputs)]), kind="stable")
+    return np.concatenate(outputs)[order]
+
+
+def cut(lengths: np.ndarray, batch_size: int | None = None, multiple: int = 1) -> list[np.ndarray]:
+    """Return the rows of each batch, the longest first.
+
+    Args:
+        lengths: tokens of each row, (N,).
+        batch_size: rows a batch; `None` for as many as make `TOKENS` tokens.
+        multiple: what the length of a batch is rounded up to.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        length = -(-max(int(lengths[order[start]]), 1) // multiple) * multiple
+        rows = batch_size or max(TOKENS // length, 1)
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def trace_once(function: tf.types.experimental.PolymorphicFunction) -> None:
+    """Trace Keras's predict function for any number of rows of any length.
+
+    Keras passes batches with their sizes, of which TensorFlow would trace the first three: each
+    costs as much time as some hundred rows.
+    """
+    spec = {name: tf.TensorSpec((None, None), tf.int32) for name in INPUT_NAMES}
+    function.get_concrete_function([(spec,)])
