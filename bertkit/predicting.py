@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from bertkit.data.batches import plan
 from bertkit.data.examples import Examples
-from bertkit.encoder import INPUT_NAMES
+from bertkit.features import Features
 
 if TYPE_CHECKING:
     from bertkit.workflow import RawTextModel
@@ -25,7 +26,7 @@ _AT_ONCE = 2
 
 def predict_examples(
     model: RawTextModel,
-    examples: Examples,
+    examples: Examples | Features,
     batch_size: int | None = None,
     multiple: int = 1,
     steps: int | None = None,
@@ -35,8 +36,8 @@ def predict_examples(
     """Return what the model's predict function gives for each row, (N, …), in the rows' order.
 
     Args:
-        model: what predicts; its variables are made.
-        examples: the rows.
+        model: what predicts; its predict function is made.
+        examples: the rows, tokenized or encoded.
         batch_size: rows a batch; `None` for as many as make `TOKENS` tokens.
         multiple: what the length of a batch is rounded up to.
         steps: stop after so many batches, which are then those of the first rows.
@@ -52,7 +53,6 @@ def predict_examples(
             callbacks, add_progbar=verbose != 0, verbose=verbose, epochs=1, steps=len(batches),
             model=model,
         )  # fmt: skip
-    model.make_predict_function()
     model.stop_predicting = False
 
     def compute(rows: np.ndarray) -> np.ndarray:
@@ -95,11 +95,12 @@ def cut(lengths: np.ndarray, batch_size: int | None = None, multiple: int = 1) -
     return batches
 
 
-def trace_once(function: tf.types.experimental.PolymorphicFunction) -> None:
-    """Trace Keras's predict function for any number of rows of any length.
+def trace_once(model: RawTextModel, signature: Mapping[str, tf.TensorSpec]) -> None:
+    """Trace the model's predict function for batches of a signature, if it has not been.
 
-    Keras passes batches with their sizes, of which TensorFlow would trace the first three: each
-    costs as much time as some hundred rows.
+    Keras passes batches with their sizes, for which TensorFlow would trace the first three: each
+    trace costs as much time as some hundred rows.
     """
-    spec = {name: tf.TensorSpec((None, None), tf.int32) for name in INPUT_NAMES}
-    function.get_concrete_function([(spec,)])
+    model.make_predict_function()
+    if not model.run_eagerly and model.distribute_strategy.num_replicas_in_sync == 1:
+        model.predict_function.get_concrete_function([(dict(signature),)])

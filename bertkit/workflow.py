@@ -167,23 +167,18 @@ class RawTextModel(keras.Model):
         with feed.surfaced():
             if isinstance(x, STREAMS) or not is_text(x):
                 data = feed.data(x, batch_size=size, order="given", labelled=False)
+                if isinstance(data["x"], tf.data.Dataset):
+                    trace_once(self, data["x"].element_spec[0])
                 return super().predict(**data, **options)
             examples = feed.examples(x)
             if self.distribute_strategy.num_replicas_in_sync == 1:
+                trace_once(self, examples.signature)
                 return predict_examples(self, examples, batch_size, feed.multiple, **options)
             order: Order = "given" if steps else "sorted"
             dataset = make_dataset(examples, (), size, order, multiple=feed.multiple)
             outputs = super().predict(dataset, **options)
         rows = np.concatenate(plan(examples.lengths, size, order))[: len(outputs)]
         return outputs[np.argsort(rows, kind="stable")]
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        """Make the function that `predict` calls, traced once for batches of any shape."""
-        if self.predict_function is None or force:
-            super().make_predict_function(force)
-            if not self.run_eagerly and self.distribute_strategy.num_replicas_in_sync == 1:
-                trace_once(self.predict_function)
-        return self.predict_function
 
     def classify(self, x: Any, batch_size: int | None = None) -> list[dict[str, Any]]:
         """Return a prediction for each row, as the head decodes it.

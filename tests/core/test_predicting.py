@@ -149,7 +149,7 @@ def test_stopping_early_gives_the_rows_that_are_done(
 
 def test_an_error_waits_for_no_other_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
-    model.make_predict_function()
+    model.predict(MANY, verbose=0)
     there, running, most, calls = threading.Lock(), 0, 0, 0
     function = model.predict_function
 
@@ -165,6 +165,7 @@ def test_an_error_waits_for_no_other_batch(monkeypatch: pytest.MonkeyPatch) -> N
             with there:
                 running -= 1
 
+    counted.get_concrete_function = function.get_concrete_function  # type: ignore[attr-defined]
     monkeypatch.setattr(model, "predict_function", counted)
     model.predict(MANY, batch_size=10, verbose=0)
     assert (most, calls) == (2, 30)
@@ -175,6 +176,7 @@ def test_an_error_waits_for_no_other_batch(monkeypatch: pytest.MonkeyPatch) -> N
     def failing(data: Any) -> Any:
         raise InputError("Nothing works. Try again.")
 
+    failing.get_concrete_function = function.get_concrete_function  # type: ignore[attr-defined]
     monkeypatch.setattr(model, "predict_function", failing)
     with pytest.raises(InputError, match="Nothing works"):
         model.predict(MANY, verbose=0)
