@@ -87,7 +87,7 @@ def measure_all(options: argparse.Namespace) -> None:
             rows=options.rows,
             epochs=options.epochs,
             held_out=min(options.rows, 512),
-            slow_rows=min(options.rows, 128),
+            slow_rows=64,
             texts=options.texts,
         )
         for cases in chosen(options.parts, setting, options.cases):

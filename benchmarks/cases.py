@@ -154,20 +154,20 @@ def growth(setting: Setting) -> list[Case]:
         cases.append(_bertkit("growth", name, setting, cores, **arguments))
 
     base = setting.rows // 2
-    for sentences in (1, 2, 4, 8):
-        count = base if sentences < 4 else max(base // 2, 2 * BATCH_SIZE)
-        grow(f"sentences in a text: {sentences}", data.joined(train, sentences, count),
-             sequence_length=512)  # fmt: skip
-    for limit in (64, 128, 256, 512):
-        grow(f"sequence_length: {limit}", train[:base], sequence_length=limit)
-    for rows in (base, 2 * base, 4 * base):
-        grow(f"rows: {rows}", train[:rows])
-    for labels in (2, 10, 100, 1000):
-        settings = ["head.plugin=multiclass"]
-        grow(f"labels: {labels}", data.relabelled(train[: max(base, labels)], labels),
-             settings=settings)  # fmt: skip
-    for cores in (1, 2):
-        grow(f"cores: {cores}", train[:base], cores)
+    multiclass = ["head.plugin=multiclass"]
+    grow(f"1 sentence a text, {base} rows, 2 labels, limit 128", train[:base])
+    for sentences in (2, 4, 8):
+        count = max(base // 2, 2 * BATCH_SIZE)
+        rows = data.joined(train, sentences, count)
+        grow(f"{sentences} sentences a text, {count} rows", rows, sequence_length=512)
+    for limit in (64, 512):
+        grow(f"sequence_length {limit}", train[:base], sequence_length=limit)
+    for times in (2, 4):
+        grow(f"{times * base} rows", train[: times * base])
+    for labels in (10, 100, 1000):
+        rows = data.relabelled(train[: max(base, labels)], labels)
+        grow(f"{labels} labels", rows, settings=multiclass)
+    grow("1 core", train[:base], cores=1)
     return cases
 
 
