@@ -126,7 +126,9 @@ class Preprocessor:
         return self._tokenizer
 
     def encode(self, texts: tf.Tensor) -> Encoded:
-        """Tokenize, truncate and pack.
+        """Tokenize, truncate and pack, with TensorFlow's operations.
+
+        Python's `if` and `for` are not made into such: write `tf.where`, `tf.cond`, `tf.map_fn`.
 
         Args:
             texts: UTF-8 strings, (B,) for one text column, (B, 2) for two.
@@ -148,7 +150,8 @@ class Preprocessor:
         self.prepare()
         if self._traced is None:
             shape = [None] if self.text_columns == 1 else [None, self.text_columns]
-            self._traced = tf.function(self.encode).get_concrete_function(
+            # Autograph would take longer to read the tokenizer's source than all else to begin.
+            self._traced = tf.function(self.encode, autograph=False).get_concrete_function(
                 tf.TensorSpec(shape, tf.string)
             )
         return self._traced(tf.constant(texts.tolist(), tf.string, list(texts.shape)))

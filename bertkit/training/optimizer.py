@@ -88,7 +88,7 @@ class AdamW(keras.optimizers.AdamW):
         if self._factors[index] != 1.0:
             rate *= self._factors[index]
         if self.weight_decay is not None and self._use_weight_decay(variable):
-            variable.assign_sub(variable * tf.cast(self.weight_decay, dtype) * rate)
+            variable.assign_sub(variable * (tf.cast(self.weight_decay, dtype) * rate))
         step = tf.cast(self.iterations + 1, dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError, InputError
-from bertkit.layers import ACTIVATIONS, LayerNorm, gelu
+from bertkit.layers import ACTIVATIONS, LayerNorm, dropout, gelu
 from bertkit.pooling import POOLINGS
 from bertkit.tokenizer import Vocabulary
 from tests import reference_bert
@@ -291,6 +291,60 @@ def test_layer_norm(epsilon: float) -> None:
     layer.beta.assign(beta)
     wanted = reference_bert.layer_norm(x, gamma, beta, epsilon)
     np.testing.assert_allclose(layer(tf.constant(x, tf.float32)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)])
+def test_layer_norm_has_the_gradient_of_its_formula(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(1)
+    x, upstream = random.normal(2.0, 3.0, (2, *shape))
+    layer = LayerNorm(1e-3)
+    layer.build((None, 5))
+    layer.gamma.assign(random.normal(size=5))
+    layer.beta.assign(random.normal(size=5))
+    gamma, beta = (tf.constant(w.numpy(), tf.float64) for w in (layer.gamma, layer.beta))
+    wide = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch([wide, gamma, beta])
+        mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+        y = (wide - mean) / tf.sqrt(variance + 1e-3) * gamma + beta
+        expected_loss = tf.reduce_sum(y * upstream)
+    expected = tape.gradient(expected_loss, [wide, gamma, beta])
+    narrow = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(narrow)
+        loss = tf.reduce_sum(layer(narrow) * upstream.astype("float32"))
+    actual = tape.gradient(loss, [narrow, layer.gamma.value, layer.beta.value])
+    for ours, formula in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, formula, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.93])
+def test_dropout_keeps_the_mean_and_drops_the_same_in_the_gradient(rate: float) -> None:
+    ones = tf.ones((301, 1001))  # an odd number of values
+    with tf.GradientTape() as tape:
+        tape.watch(ones)
+        y = dropout(ones, rate, keras.random.SeedGenerator(3))
+    dropped = np.mean(y.numpy() == 0)
+    error = np.sqrt(rate * (1 - rate) / ones.numpy().size)
+    assert abs(dropped - rate) < 4 * error + 2**-17
+    np.testing.assert_allclose(np.unique(y), [0, 1 / (1 - rate)], rtol=1e-3)
+    np.testing.assert_array_equal(tape.gradient(y, ones), y)
+    # Neighbours come of the same random word, and yet are independent.
+    kept = (y.numpy().reshape(-1)[:-1].reshape(-1, 2) > 0).astype(float)
+    assert abs(np.corrcoef(kept.T)[0, 1]) < 0.01
+
+
+def test_dropout_draws_anew_each_time_and_the_same_from_a_seed() -> None:
+    x = tf.ones((20, 30))
+    seeds = keras.random.SeedGenerator(5)
+    first, second = dropout(x, 0.5, seeds), dropout(x, 0.5, seeds)
+    assert np.any(first != second)
+    np.testing.assert_array_equal(first, dropout(x, 0.5, keras.random.SeedGenerator(5)))
+
+
+def test_dropout_of_nearly_everything_stays_finite() -> None:
+    y = dropout(tf.ones((200, 1000)), 0.9999999, keras.random.SeedGenerator(0))
+    assert np.isfinite(y).all()
 
 
 def test_layer_norm_is_computed_in_float32() -> None:
