@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +76,8 @@ class Places:
 def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Preprocessor) -> Split:
     """Read, check and tokenize all rows of some files; rows with an empty text are left out.
 
-    Memory holds the labels and some 40 bytes a row; token ids go to a temporary file.
+    Memory holds some 60 bytes a row and each distinct label once; token ids go to a temporary
+    file.
 
     Raises:
         DataError: as `read_rows` does, or no row has a text.
@@ -82,14 +85,14 @@ def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Prepr
     report = DataReport()
     labels: list[Any] = []
     files: dict[str, int] = {}
-    file_of: list[int] = []
-    line_of: list[int] = []
+    file_of, line_of = array("i"), array("q")
 
     def kept() -> Iterator[Row]:
         for row in read_rows(paths, columns):
             report.add(row)
             if not row.empty:
-                labels.append(row.label)
+                # Equal labels of many rows are one object.
+                labels.append(sys.intern(row.label) if isinstance(row.label, str) else row.label)
                 file_of.append(files.setdefault(row.file, len(files)))
                 line_of.append(row.line)
                 yield row

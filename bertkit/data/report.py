@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -79,7 +80,7 @@ class DataReport:
         labels = [] if label is None else label
         labels = sorted({str(one) for one in (labels if isinstance(labels, list) else [labels])})
         self._texts.append(texts)
-        self._row_labels.append(_hash(labels, 4))
+        self._row_labels.append(_hash_of_labels(tuple(labels)))
         self.unlabelled += label is not None and not labels
         self._labels.update(labels)
         if len(self._labels) >= self._fold_at:
@@ -228,6 +229,11 @@ def _hash(texts: tuple[str, ...] | list[str], size: int) -> int:
         data = text.encode(errors="surrogatepass")
         state.update(len(data).to_bytes(8, "little") + data)  # ("ab", "c") is not ("a", "bc")
     return int.from_bytes(state.digest(), "little")
+
+
+@functools.lru_cache(1024)
+def _hash_of_labels(labels: tuple[str, ...]) -> int:
+    return _hash(labels, 4)
 
 
 def _number(label: str) -> float:
