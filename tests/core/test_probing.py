@@ -238,25 +238,20 @@ def test_labels_are_learned_and_fit_goes_on_from_there(tmp_path: Path) -> None:
     history = model.fit_head(TEXTS, Y, validation_data=(TEXTS, Y), **OPTIONS)
     assert history.epoch == list(range(20))
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(history.history)
-    assert model.head.labels == ["neg", "pos"] and not model.compiled
+    assert model.head.labels == ["neg", "pos"] and model.built and not model.compiled
     assert all(weight.trainable for weight in model.encoder.trainable_weights)
     model.save(tmp_path / "probed.keras")
     loaded = keras.models.load_model(tmp_path / "probed.keras")
     np.testing.assert_array_equal(loaded.predict(TEXTS), model.predict(TEXTS))
-    for one in (model, loaded):
-        before = values(one.trainable_weights)
-        one.fit(TEXTS, Y, epochs=2, **OPTIONS)
-        assert int(one.optimizer.iterations) == 6
-        assert len(one.optimizer._trainable_variables) == len(before)
-        moved = [
-            not np.array_equal(a, b) for a, b in zip(before, one.trainable_weights, strict=True)
-        ]
-        assert all(moved)
-    model.fit_head(TEXTS, Y, epochs=1, **OPTIONS)  # the encoder has moved on
-    model.save(tmp_path / "again.keras")
-    loaded = keras.models.load_model(tmp_path / "again.keras")
+    before = values(loaded.trainable_weights)
+    loaded.fit(TEXTS, Y, epochs=2, **OPTIONS)
     assert int(loaded.optimizer.iterations) == 6
-    loaded.train_on_batch(TEXTS, Y)
+    assert len(loaded.optimizer._trainable_variables) == len(before)
+    for one, other in zip(before, loaded.trainable_weights, strict=True):
+        assert not np.array_equal(one, other)
+    loaded.fit_head(TEXTS, Y, epochs=1, **OPTIONS)  # the encoder has moved on
+    loaded.save(tmp_path / "again.keras")
+    assert int(keras.models.load_model(tmp_path / "again.keras").optimizer.iterations) == 6
 
 
 def test_what_compile_was_given_is_left_alone() -> None:
