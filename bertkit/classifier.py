@@ -196,7 +196,7 @@ class BertClassifier(RawTextModel):
 
         Args:
             x: texts or tensors, as `predict` takes them, but no dataset or generator.
-            batch_size: rows a batch.
+            batch_size: rows a batch; as `predict` chooses if `None`.
             verbose: as in `predict`.
 
         Raises:
@@ -206,7 +206,8 @@ class BertClassifier(RawTextModel):
         rows = feed.rows(x)
         if isinstance(rows, Features):
             return rows
-        size, verbose = batch_size_of(batch_size), 1 if verbose == "auto" else int(verbose)
+        verbose = 1 if verbose == "auto" else int(verbose)
+        size = None if batch_size is None else batch_size_of(batch_size)
         return compute_features(self.encoder, rows, self.head.reads, size, feed.multiple, verbose)
 
     def fit_head(

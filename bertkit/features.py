@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,11 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.data.batches import Order, plan
+from bertkit.data.batches import plan
 from bertkit.data.examples import Examples
 from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import InputError
 from bertkit.guards import fingerprints
+from bertkit.predicting import cut
 
 NAMES = ("pooled", "sequence")
 _IN_MEMORY = 1 << 30  # bytes; larger arrays lie in a file
@@ -113,7 +114,7 @@ def compute_features(
     encoder: Encoder,
     rows: Examples | Mapping[str, Any],
     reads: tuple[str, ...],
-    batch_size: int,
+    batch_size: int | None = None,
     multiple: int = 1,
     verbose: int = 0,
 ) -> Features:
@@ -123,7 +124,7 @@ def compute_features(
         encoder: the encoder.
         rows: tokenized rows, or a dict of the encoder's inputs, int32 (N, T) each.
         reads: the features to keep, of "pooled" and "sequence".
-        batch_size: rows a batch.
+        batch_size: rows a batch; as `predict` chooses if `None`.
         multiple: lengths are rounded up to a multiple of it.
         verbose: 1 shows a progress bar, 2 a line at the end.
 
@@ -157,9 +158,16 @@ def compute_features(
         kept = {name: tf.cast(features[name], tf.float32) for name in reads}
         return {**kept, "mask": tf.cast(features["mask"], tf.int8)}
 
-    count, unit = -(-len(lengths) // batch_size), "batch of features"
-    bar = keras.utils.Progbar(count, verbose=verbose, unit_name=unit)
-    for batch, inputs in _batches(rows, lengths, batch_size, multiple):
+    if isinstance(rows, Examples):
+        batches = cut(lengths, batch_size, multiple)
+    else:
+        batches = plan(lengths, batch_size or 32, "given")
+    bar = keras.utils.Progbar(len(batches), verbose=verbose, unit_name="batch of features")
+    for batch in batches:
+        if isinstance(rows, Examples):
+            inputs = rows.batch(batch, multiple)
+        else:
+            inputs = {name: x[batch[0] : batch[-1] + 1] for name, x in rows.items()}
         features = {name: x.numpy() for name, x in encode(inputs).items()}
         there = np.arange(features["mask"].shape[1]) < lengths[batch][:, None]  # (B, T)
         places = (starts[batch][:, None] + np.arange(there.shape[1]))[there]
@@ -172,18 +180,6 @@ def compute_features(
     return Features(
         stores.get("pooled"), stores.get("sequence"), mask, starts, lengths, _fingerprints(encoder)
     )
-
-
-def _batches(
-    rows: Examples | Mapping[str, Any], lengths: np.ndarray, batch_size: int, multiple: int
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Yield batches, of rows of one length where they may be reordered, with the rows' indices."""
-    order: Order = "sorted" if isinstance(rows, Examples) else "given"
-    for batch in plan(lengths, batch_size, order):
-        if isinstance(rows, Examples):
-            yield batch, rows.batch(batch, multiple)
-        else:
-            yield batch, {name: x[batch[0] : batch[-1] + 1] for name, x in rows.items()}
 
 
 def _room(shape: tuple[int, int]) -> np.ndarray:

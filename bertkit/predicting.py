@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from bertkit.data.batches import plan
 from bertkit.data.examples import Examples
-from bertkit.features import Features
 
 if TYPE_CHECKING:
+    from bertkit.features import Features
     from bertkit.workflow import RawTextModel
 
 # Tokens of a batch, padding included. Larger batches make larger products, until what lies between

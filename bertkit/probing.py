@@ -65,7 +65,7 @@ def fit_head(
     **options: Any,
 ) -> keras.callbacks.History:
     """Do what `BertClassifier.fit_head` says."""
-    size = batch_size_of(batch_size)
+    batch_size_of(batch_size)
     with model.distribute_strategy.scope():
         trainer = HeadTrainer(model, learning_rate)
     feed = model._feed(class_weight)
@@ -80,11 +80,11 @@ def fit_head(
     if not trainer.trainable_weights:
         raise InputError("The head has no weights that train. Set model.head.trainable = True.")
     if validation_data is not None:
-        validation_data = (model.features(others, size, verbose), *columns)
+        validation_data = (model.features(others, verbose=verbose), *columns)
     history = trainer.fit(
-        model.features(rows, size, verbose),
+        model.features(rows, verbose=verbose),
         y,
-        batch_size=size,
+        batch_size=batch_size,
         sample_weight=sample_weight,
         validation_data=validation_data,
         class_weight=class_weight,
