@@ -55,16 +55,21 @@ def predict_examples(
         )  # fmt: skip
     model.stop_predicting = False
 
-    def compute(rows: np.ndarray) -> np.ndarray:
-        batch = examples.batch(rows, multiple)
+    def compute(step: int) -> np.ndarray:
+        rows = batches[step]
+        rest = 0 < step == len(batches) - 1
+        batch = examples.batch(np.resize(rows, few_sizes(len(rows))) if rest else rows, multiple)
         data = {name: tf.constant(part) for name, part in batch.items()}
-        return np.asarray(model.predict_function([(data,)]))  # as Keras calls it
+        outputs = model.predict_function([(data,)])  # as Keras calls it
+        return np.asarray(outputs)[: len(rows)]
 
     outputs: list[np.ndarray] = []
     callbacks.on_predict_begin()
     with ThreadPoolExecutor(1 if model.run_eagerly else _AT_ONCE) as pool:
         try:
-            for step, result in enumerate([pool.submit(compute, rows) for rows in batches]):
+            for step, result in enumerate(
+                [pool.submit(compute, step) for step in range(len(batches))]
+            ):
                 callbacks.on_predict_batch_begin(step)
                 outputs.append(result.result())
                 callbacks.on_predict_batch_end(step, {"outputs": outputs[-1]})
@@ -93,6 +98,16 @@ def cut(lengths: np.ndarray, batch_size: int | None = None, multiple: int = 1) -
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def few_sizes(rows: int) -> int:
+    """Round up the rows of the batch that is left over, by a quarter at most.
+
+    oneDNN keeps what it has prepared for each shape that it has met, so in a stream the memory
+    would grow with every window.
+    """
+    step = 1 << max(rows.bit_length() - 3, 0)
+    return -(-rows // step) * step
 
 
 def trace_once(model: RawTextModel, signature: Mapping[str, tf.TensorSpec]) -> None:

@@ -217,6 +217,27 @@ def test_one_trace_serves_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(traces) == 2
 
 
+def test_few_shapes_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since memory grows with each shape that is new."""
+    model = tiny_model()
+    model.predict(MANY, verbose=0)
+    function, shapes = model.predict_function, set()
+
+    def seen(data: Any) -> Any:
+        shapes.add(tuple(data[0][0]["token_ids"].shape))
+        return function(data)
+
+    seen.get_concrete_function = function.get_concrete_function  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "predict_function", seen)
+    rows = ["a good film"] * 1000
+    wanted = model.predict(rows[:1], verbose=0)
+    for count in range(410, 500):  # 409 fill a batch, 1 to 90 are left over
+        found = model.predict(rows[:count], verbose=0)
+        np.testing.assert_allclose(found, wanted.repeat(count, axis=0), atol=2e-6)
+    assert {shape[1] for shape in shapes} == {5} and len(shapes) <= 23
+    assert [predicting.few_sizes(rows) for rows in (1, 7, 8, 9, 17, 90)] == [1, 7, 8, 10, 20, 96]
+
+
 # Windows
 
 
