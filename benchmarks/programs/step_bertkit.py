@@ -65,7 +65,7 @@ def product(one: Product) -> float:
         for left, right in pairs:
             with tf.control_dependencies([last]):  # one after the other, as in the step
                 y = tf.matmul(left, right, transpose_a=one.transpose_a, transpose_b=one.transpose_b)
-            last = tf.reshape(y, [-1])[0]
+            last += tf.reshape(y, [-1])[0]  # what nobody reads, TensorFlow does not compute
         return last
 
     multiply(pairs)
