@@ -50,7 +50,8 @@ class Measurement:
         repeat: which of the repeats; it is the seed too.
         started: seconds since the epoch.
         wall: seconds from the start of the process to its end.
-        peak_memory: the largest resident set of the process, in bytes.
+        peak_memory: the largest resident set of the process, in bytes; no less than that of the
+            harness, which Linux counts in.
         arguments: what the program was given.
         result: what the program says.
     """

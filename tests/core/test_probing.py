@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ Y = LABELS["binary"]
 OPTIONS: dict[str, Any] = {"batch_size": 4, "verbose": 0}
 
 
-@heads.register("test_strongest_token")
 class StrongestToken(bertkit.Head):
     """Reads every token, and the pooled features too."""
 
@@ -54,6 +53,14 @@ class StrongestToken(bertkit.Head):
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+
+@pytest.fixture(autouse=True)
+def strongest_token() -> Iterator[None]:
+    """Register it for these tests alone: others look at all heads there are."""
+    heads.register("test_strongest_token")(StrongestToken)
+    yield
+    del heads._decorated["test_strongest_token"]
 
 
 LABELS_OF = {**LABELS, "test_strongest_token": LABELS["multiclass"]}
