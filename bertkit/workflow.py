@@ -27,6 +27,7 @@ from bertkit.feeding import (
 from bertkit.guards import EncoderMoves
 from bertkit.head import Head
 from bertkit.inputs import is_text
+from bertkit.interrupts import heeded_interrupts
 from bertkit.predicting import predict_examples, trace_once
 from bertkit.preprocessor import Preprocessor
 from bertkit.training import schedule as _schedule  # noqa: F401 - saved optimizers name it
@@ -106,12 +107,12 @@ class RawTextModel(keras.Model):
                 names = ("x", "y", "sample_weight")
                 columns = tuple(validation[name] for name in names if name in validation)
                 validation_data = columns if len(columns) > 1 else columns[0]
-        with feed.surfaced():
+        with feed.surfaced(), heeded_interrupts() as interrupts:
             return super().fit(
                 **training,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=_with(callbacks, counter, EncoderMoves(self)),
+                callbacks=_with(callbacks, counter, EncoderMoves(self), interrupts),
                 validation_data=validation_data,
                 validation_batch_size=validation_batch_size,
                 shuffle=shuffle and "y" in training,  # a dataset shuffles itself
@@ -134,18 +135,19 @@ class RawTextModel(keras.Model):
         **kwargs: Any,
     ) -> Any:
         """Measure loss and metrics, as `keras.Model.evaluate`, on raw text and labels too."""
-        options = {"verbose": verbose, "steps": steps, "callbacks": callbacks,
-                   "return_dict": return_dict, **kwargs}  # fmt: skip
+        options = {"verbose": verbose, "steps": steps, "return_dict": return_dict, **kwargs}
         if kwargs.get("_use_cached_eval_dataset"):  # `fit` validates: its data are converted
-            return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **options)
+            return super().evaluate(
+                x, y, batch_size, sample_weight=sample_weight, callbacks=callbacks, **options
+            )
         self.build()
         feed = self._feed()
         size = batch_size_of(batch_size)
         order: Order = "given" if steps else "sorted"
         data = feed.data(x, y, sample_weight, batch_size=size, order=order)
         self._compile_from_head()
-        with feed.surfaced():
-            return super().evaluate(**data, **options)
+        with feed.surfaced(), heeded_interrupts() as interrupts:
+            return super().evaluate(**data, callbacks=_with(callbacks, interrupts), **options)
 
     def predict(
         self,
@@ -163,8 +165,9 @@ class RawTextModel(keras.Model):
         self.build()
         feed = self._feed()
         size = batch_size_of(batch_size)
-        options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
-        with feed.surfaced():
+        with feed.surfaced(), heeded_interrupts() as interrupts:
+            callbacks = _with(callbacks, interrupts)
+            options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
             if isinstance(x, STREAMS) or not is_text(x):
                 data = feed.data(x, batch_size=size, order="given", labelled=False)
                 if isinstance(data["x"], tf.data.Dataset):
