@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
-from bertkit.layers import ACTIVATIONS, Embeddings, TransformerLayer
+from bertkit.layers import ACTIVATIONS, Embeddings
 from bertkit.pooling import Pooling, PoolingName
 from bertkit.tokenizer import Vocabulary
+from bertkit.transformer import TransformerLayer
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
 

@@ -1,4 +1,4 @@
-"""The layers of BERT: embeddings, transformer layer, layer norm, activations."""
+"""What BERT's layers are made of: embeddings, layer norm, activations, dropout."""
 
 from __future__ import annotations
 
@@ -58,19 +58,20 @@ class LayerNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        gamma, beta = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
-        return tf.cast(_normalize(tf.cast(x, tf.float32), gamma, beta, self.epsilon), x.dtype)
+        return normalize(
+            x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), self.epsilon
+        )
 
 
-def _normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """Layer normalization over the last axis, (..., H), with its gradient written out.
+def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """Layer normalization over the last axis, (..., H), in float32, with its gradient written out.
 
     Sums over an axis are products with a vector, which read the matrix once.
     """
     size = x.shape[-1]
 
     @tf.custom_gradient
-    def normalize(
+    def normalized(
         x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
         mean = tf.fill((size, 1), 1.0 / size)
@@ -87,7 +88,8 @@ def _normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) 
 
         return normal * gamma + beta, gradient
 
-    return normalize(x, gamma, beta)
+    parts = (tf.cast(part, tf.float32) for part in (x, gamma, beta))
+    return tf.cast(normalized(*parts), x.dtype)
 
 
 def column_sums(x: tf.Tensor) -> tf.Tensor:
@@ -96,15 +98,22 @@ def column_sums(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.matmul(tf.ones((1, tf.shape(rows)[0]), x.dtype), rows), (-1,))
 
 
-def dropout(x: tf.Tensor, rate: float, seed_generator: keras.random.SeedGenerator) -> tf.Tensor:
+def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     """Dropout (https://jmlr.org/papers/v15/srivastava14a.html), with 16 random bits a value.
 
     They are half of what TensorFlow's takes, so the rate is rounded to a multiple of 2**-16.
+
+    Args:
+        x: any shape.
+        rate: how much is dropped; with 0 nothing is computed.
+        seed: two integers, (2,).
     """
+    if rate == 0:
+        return x
     dropped = min(round(rate * 2**16), 2**16 - 1)
     count = tf.size(x)
     words = tf.random.stateless_uniform(
-        [(count + 1) // 2], tf.cast(seed_generator.next(), tf.int64), None, None, tf.uint32
+        [(count + 1) // 2], tf.cast(seed, tf.int64), None, None, tf.uint32
     )
     bits = tf.reshape(tf.bitcast(words, tf.uint16), (-1,))[:count]
     kept = tf.cast(tf.reshape(bits, tf.shape(x)) >= tf.constant(dropped, tf.uint16), x.dtype)
@@ -171,7 +180,7 @@ class Embeddings(keras.layers.Layer):
         x += tf.convert_to_tensor(self.position)[:length]
         x = self.norm(tf.reshape(x, (-1, x.shape[-1])))
         if training and self.dropout > 0:
-            x = dropout(x, self.dropout, self.seed_generator)
+            x = dropout(x, self.dropout, self.seed_generator.next())
         return linear(x, *self.projection) if self.projection else x
 
     def _checked_length(self, token_ids: tf.Tensor) -> tf.Tensor:
@@ -186,101 +195,6 @@ class Embeddings(keras.layers.Layer):
         length = tf.shape(token_ids)[1]
         tf.debugging.assert_less_equal(length, positions, message)
         return length
-
-
-class TransformerLayer(keras.layers.Layer):
-    """One layer: self-attention and a feed-forward network, each with a residual and a norm.
-
-    Tokens come as one matrix, (B*T, H): every product is then a single large one. Query, key and
-    value are one kernel, in this order.
-    """
-
-    def __init__(self, encoder: BertEncoder, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_heads = encoder.num_heads
-        self.intermediate_size = encoder.intermediate_size
-        self.activation = ACTIVATIONS[encoder.hidden_act]
-        self.dropout = encoder.dropout
-        self.attention_dropout = encoder.attention_dropout
-        self.initializer_range = encoder.initializer_range
-        self.seed_generator = encoder.seed_generator
-        self.attention_norm = LayerNorm(
-            encoder.layer_norm_epsilon, name="attention_norm", dtype=self.dtype_policy
-        )
-        self.output_norm = LayerNorm(
-            encoder.layer_norm_epsilon, name="output_norm", dtype=self.dtype_policy
-        )
-
-    def build(self, input_shape: Any) -> None:
-        hidden = input_shape[-1]
-        self.qkv = self._dense("qkv", hidden, 3 * hidden)
-        self.attention_output = self._dense("attention_output", hidden, hidden)
-        self.intermediate = self._dense("intermediate", hidden, self.intermediate_size)
-        self.output_dense = self._dense("output", self.intermediate_size, hidden)
-        self.attention_norm.build(input_shape)
-        self.output_norm.build(input_shape)
-
-    def _dense(self, name: str, inputs: int, outputs: int) -> tuple[Any, Any]:
-        initializer = keras.initializers.TruncatedNormal(stddev=self.initializer_range)
-        kernel = self.add_weight(
-            shape=(inputs, outputs), initializer=initializer, name=f"{name}_kernel"
-        )
-        return kernel, self.add_weight(shape=(outputs,), initializer="zeros", name=f"{name}_bias")
-
-    def call(
-        self, x: tf.Tensor, mask: tf.Tensor, first_only: bool = False, training: bool = False
-    ) -> tf.Tensor:
-        """Transform tokens.
-
-        Args:
-            x: (B*T, H).
-            mask: int32, 1 for a token, 0 for padding; (B, T).
-            first_only: compute the result of the first token of each sequence alone, which is
-                all that the pooled output reads.
-            training: whether dropout applies.
-
-        Returns:
-            (B*T, H), or (B, H) with `first_only`.
-        """
-        context = self._attend(x, mask, first_only, training)
-        if first_only:
-            x = tf.reshape(x, (-1, tf.shape(mask)[1], x.shape[-1]))[:, 0]  # (B, H)
-        attended = self._drop(linear(context, *self.attention_output), training)
-        x = self.attention_norm(x + attended)
-        wide = self.activation(linear(x, *self.intermediate))
-        return self.output_norm(x + self._drop(linear(wide, *self.output_dense), training))
-
-    def _attend(self, x: tf.Tensor, mask: tf.Tensor, first_only: bool, training: bool) -> tf.Tensor:
-        hidden, heads = x.shape[-1], self.num_heads
-        length, width = tf.shape(mask)[1], hidden // heads
-        kernel, kernel_bias = (tf.convert_to_tensor(weight) for weight in self.qkv)
-
-        def split(y: tf.Tensor, time: tf.Tensor | int) -> tf.Tensor:
-            """(B*time, n*H) to (n, B, heads, time, width)."""
-            y = tf.reshape(y, (-1, time, y.shape[-1] // hidden, heads, width))
-            return tf.transpose(y, (2, 0, 3, 1, 4))
-
-        if first_only:
-            first = tf.reshape(x, (-1, length, hidden))[:, 0]  # (B, H)
-            parts = [hidden, 2 * hidden]
-            kernels, biases = tf.split(kernel, parts, axis=1), tf.split(kernel_bias, parts)
-            (query,) = tf.unstack(split(linear(first, kernels[0], biases[0]), 1), 1)
-            key, value = tf.unstack(split(linear(x, kernels[1], biases[1]), length), 2)
-        else:
-            query, key, value = tf.unstack(split(linear(x, kernel, kernel_bias), length))
-        bias = tf.where(mask[:, None, None, :] > 0, 0.0, -1e9)  # (B, 1, 1, T), float32
-        scores = tf.matmul(query * width**-0.5, key, transpose_b=True)  # (B, heads, Tq, T)
-        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)
-        weights = tf.cast(weights, value.dtype)
-        if training and self.attention_dropout > 0:
-            weights = dropout(weights, self.attention_dropout, self.seed_generator)
-        context = tf.transpose(tf.matmul(weights, value), (0, 2, 1, 3))  # (B, Tq, heads, width)
-        return tf.reshape(context, (-1, hidden))
-
-    def _drop(self, x: tf.Tensor, training: bool) -> tf.Tensor:
-        if training and self.dropout > 0:
-            return dropout(x, self.dropout, self.seed_generator)
-        return x
 
 
 def linear(x: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:

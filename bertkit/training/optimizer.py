@@ -80,6 +80,12 @@ class AdamW(keras.optimizers.AdamW):
                 )
         return [1.0 if pattern is None else float(multipliers[pattern]) for pattern in found]
 
+    def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
+        """Update all variables, with what they share computed once."""
+        step = tf.cast(self.iterations + 1, tf.float32)
+        self._powers = [beta**step for beta in (self.beta_1, self.beta_2)]
+        super()._backend_update_step(gradients, variables, learning_rate)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Decay and update one variable, and update its moments."""
         index = self._get_variable_index(variable)
@@ -89,13 +95,12 @@ class AdamW(keras.optimizers.AdamW):
             rate *= self._factors[index]
         if self.weight_decay is not None and self._use_weight_decay(variable):
             variable.assign_sub(variable * (tf.cast(self.weight_decay, dtype) * rate))
-        step = tf.cast(self.iterations + 1, dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
             m=_handle(self._momentums[index]),
             v=_handle(self._velocities[index]),
-            beta1_power=tf.cast(self.beta_1, dtype) ** step,
-            beta2_power=tf.cast(self.beta_2, dtype) ** step,
+            beta1_power=tf.cast(self._powers[0], dtype),
+            beta2_power=tf.cast(self._powers[1], dtype),
             lr=rate,
             beta1=tf.cast(self.beta_1, dtype),
             beta2=tf.cast(self.beta_2, dtype),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bertkit import transformer
 from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError, InputError
 from bertkit.layers import ACTIVATIONS, LayerNorm, dropout, gelu
@@ -323,7 +324,7 @@ def test_dropout_keeps_the_mean_and_drops_the_same_in_the_gradient(rate: float) 
     ones = tf.ones((301, 1001))  # an odd number of values
     with tf.GradientTape() as tape:
         tape.watch(ones)
-        y = dropout(ones, rate, keras.random.SeedGenerator(3))
+        y = dropout(ones, rate, tf.constant([3, 0]))
     dropped = np.mean(y.numpy() == 0)
     error = np.sqrt(rate * (1 - rate) / ones.numpy().size)
     assert abs(dropped - rate) < 4 * error + 2**-17
@@ -337,14 +338,46 @@ def test_dropout_keeps_the_mean_and_drops_the_same_in_the_gradient(rate: float) 
 def test_dropout_draws_anew_each_time_and_the_same_from_a_seed() -> None:
     x = tf.ones((20, 30))
     seeds = keras.random.SeedGenerator(5)
-    first, second = dropout(x, 0.5, seeds), dropout(x, 0.5, seeds)
+    first, second = (dropout(x, 0.5, seeds.next()) for _ in range(2))
     assert np.any(first != second)
-    np.testing.assert_array_equal(first, dropout(x, 0.5, keras.random.SeedGenerator(5)))
+    np.testing.assert_array_equal(first, dropout(x, 0.5, keras.random.SeedGenerator(5).next()))
 
 
 def test_dropout_of_nearly_everything_stays_finite() -> None:
-    y = dropout(tf.ones((200, 1000)), 0.9999999, keras.random.SeedGenerator(0))
+    y = dropout(tf.ones((200, 1000)), 0.9999999, tf.constant([0, 0]))
     assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("reads", [BOTH, ("pooled",)])
+def test_a_graph_computes_and_learns_what_eager_does(reads: tuple[str, ...]) -> None:
+    """With dropout, gradients included: there a layer's computation is a function of its own."""
+    results = []
+    for wrap in (lambda step: step, tf.function):
+        encoder = make(num_layers=3)
+
+        def step(encoder: BertEncoder = encoder) -> tuple[Any, Any]:
+            with tf.GradientTape() as tape:
+                outputs = encoder(batch(), reads=reads, training=True)
+                loss = tf.add_n([tf.reduce_sum(tf.square(outputs[name])) for name in reads])
+            return outputs[reads[0]], tape.gradient(loss, encoder.trainable_weights)
+
+        results.append(tf.nest.flatten(wrap(step)(), expand_composites=True))
+    for eager, graph in zip(*results, strict=True):
+        np.testing.assert_allclose(eager, graph, rtol=2e-4, atol=1e-4)
+
+
+def test_layers_of_the_same_sizes_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = []
+    transform = transformer._transform
+    monkeypatch.setattr(
+        transformer, "_transform", lambda *inputs: traces.append(1) or transform(*inputs)
+    )
+    transformer._traced.cache_clear()
+    many, wide = make(num_layers=4), make(hidden_size=48)
+    for encoder, traced in ((many, 1), (many, 1), (wide, 2)):  # as for training, then validation
+        tf.function(lambda encoder=encoder: encoder(batch(), reads=BOTH))()
+        assert len(traces) == traced
+    transformer._traced.cache_clear()
 
 
 def test_layer_norm_is_computed_in_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +14,6 @@ import tensorflow as tf
 
 from bertkit.bert import BertEncoder
 from bertkit.errors import EncoderError
-from bertkit.layers import ACTIVATIONS
 from bertkit.pooling import PoolingName
 from bertkit.weights import Weight, set_weights, weight_shapes
 from bertkit_plugins.encoders.saved_model_graph import Graph, once, random_inputs
@@ -83,7 +83,7 @@ def read_bert(
 def difference(encoder: BertEncoder, graph: Graph, activation: str) -> float:
     """Return how far an encoder is from the graph with an activation, over all that is read."""
     for layer in encoder.transformer_layers:
-        layer.activation = ACTIVATIONS[activation]
+        layer.options = dataclasses.replace(layer.options, hidden_act=activation)
     inputs = random_inputs(graph)
     theirs = once(lambda: graph(inputs, training=False))
     ours = encoder(inputs, reads=("pooled", "sequence"))
