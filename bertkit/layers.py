@@ -46,6 +46,16 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
+def activate(x: tf.Tensor, name: str, training: bool) -> tf.Tensor:
+    """Apply an activation to the result of `linear`.
+
+    TensorFlow computes its own GELU within the product, where no gradient asks for what is between.
+    """
+    if name == "gelu" and not training:
+        return tf.nn.gelu(x)
+    return ACTIVATIONS[name](x)
+
+
 class LayerNorm(keras.layers.Layer):
     """Layer normalization over the last axis, computed in float32."""
 
@@ -98,17 +108,17 @@ def column_sums(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.matmul(tf.ones((1, tf.shape(rows)[0]), x.dtype), rows), (-1,))
 
 
-def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
     """Dropout (https://jmlr.org/papers/v15/srivastava14a.html), with 16 random bits a value.
 
     They are half of what TensorFlow's takes, so the rate is rounded to a multiple of 2**-16.
 
     Args:
         x: any shape.
-        rate: how much is dropped; with 0 nothing is computed.
-        seed: two integers, (2,).
+        rate: how much is dropped.
+        seed: two integers, (2,); `None` for no dropout.
     """
-    if rate == 0:
+    if rate == 0 or seed is None:
         return x
     dropped = min(round(rate * 2**16), 2**16 - 1)
     count = tf.size(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from bertkit.layers import ACTIVATIONS, LayerNorm, dropout, linear, normalize
+from bertkit.layers import LayerNorm, activate, dropout, linear, normalize
 
 if TYPE_CHECKING:
     from bertkit.bert import BertEncoder
@@ -76,8 +75,8 @@ class TransformerLayer(keras.layers.Layer):
         Returns:
             (B*T, H), or (B, H) with `first_only`.
         """
-        options = self.options if training else self.options.without_dropout()
-        seeds = [self.seed_generator.next() for _ in range(options.dropouts)]
+        drops = training and (self.options.dropout or self.options.attention_dropout)
+        seeds = [self.seed_generator.next() for _ in range(3)] if drops else []
         weights = _Weights(
             self.qkv,
             self.attention_output,
@@ -87,8 +86,9 @@ class TransformerLayer(keras.layers.Layer):
             (self.output_norm.gamma, self.output_norm.beta),
         )
         tensors = tf.nest.map_structure(tf.convert_to_tensor, weights)
-        transform = _transform if tf.executing_eagerly() else _traced(options, first_only)
-        return transform(x, mask, tensors, seeds, options, first_only)
+        how = (self.options, first_only, training)
+        transform = _transform if tf.executing_eagerly() else _traced(*how)
+        return transform(x, mask, tensors, seeds, *how)
 
 
 class _Weights(NamedTuple):
@@ -114,22 +114,15 @@ class LayerOptions:
     dropout: float
     attention_dropout: float
 
-    def without_dropout(self) -> LayerOptions:
-        return dataclasses.replace(self, dropout=0.0, attention_dropout=0.0)
-
-    @property
-    def dropouts(self) -> int:
-        """How many seeds a layer takes."""
-        return 3 if self.dropout or self.attention_dropout else 0
-
 
 @functools.cache
-def _traced(options: LayerOptions, first_only: bool) -> Callable[..., Any]:
+def _traced(*how: Any) -> Callable[..., Any]:
     """Return `_transform` as a function that is traced for the first layer, and then called.
 
-    Tracing a layer and its gradient takes about a tenth of a second, and a BERT has up to 24.
+    Tracing a layer and its gradient takes about a tenth of a second, and a BERT has up to 24. Each
+    way of computing has a function of its own, since layers of several sizes would make it general.
     """
-    del options, first_only  # one function for each: layers of other sizes would make it general
+    del how
     return tf.function(_transform, autograph=False, reduce_retracing=True)
 
 
@@ -140,6 +133,7 @@ def _transform(
     seeds: list[tf.Tensor],
     options: LayerOptions,
     first_only: bool,
+    training: bool,
 ) -> tf.Tensor:
     """Do what `TransformerLayer.call` says, with the layer's weights and a seed a dropout."""
     of_attention, of_output, of_wide = seeds or (None, None, None)
@@ -148,7 +142,7 @@ def _transform(
         x = tf.reshape(x, (-1, tf.shape(mask)[1], x.shape[-1]))[:, 0]  # (B, H)
     attended = dropout(linear(context, *weights.attention_output), options.dropout, of_output)
     x = normalize(x + attended, *weights.attention_norm, options.epsilon)
-    wide = ACTIVATIONS[options.hidden_act](linear(x, *weights.intermediate))
+    wide = activate(linear(x, *weights.intermediate), options.hidden_act, training)
     wide = dropout(linear(wide, *weights.output), options.dropout, of_wide)
     return normalize(x + wide, *weights.output_norm, options.epsilon)
 
