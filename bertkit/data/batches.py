@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,37 +145,63 @@ def make_dataset(
     Raises:
         InputError: a row is longer than a batch may be.
     """
-    source = _Source(examples, columns)
-    there = weakref.ref(source)
-
-    def batches() -> Iterator[tuple[Any, ...]]:
-        source = there()
-        if source is None:
-            return
-        for rows in plan(source.examples.lengths, batch_size, order, seed, epoch()):
-            yield source.examples.batch(rows, multiple), *(part[rows] for part in source.columns)
-
+    source = _Source(examples, columns, batch_size, order, seed, epoch, multiple)
+    there = weakref.proxy(source)
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
     signature = (examples.signature, *others)
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    specs = tf.nest.flatten(signature)
+
+    def load(epoch: tf.Tensor, step: tf.Tensor) -> Any:
+        tensors = tf.numpy_function(
+            lambda epoch, step: there.batch(int(epoch), int(step)),
+            (epoch, step),
+            [spec.dtype for spec in specs],
+        )
+        for tensor, spec in zip(tensors, specs, strict=True):
+            tensor.set_shape(spec.shape)
+        return tf.nest.pack_sequence_as(signature, tensors)
+
+    def begin(_: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(lambda: np.int64(there.epoch()), (), tf.int64), ())
+
+    # Not `from_generator`: under one, TensorFlow makes the process give back memory at once, and
+    # each step asks the system for it anew.
     count = batch_count(examples.lengths, batch_size, order)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
-    return prefetched(dataset, source)
+    dataset = tf.data.Dataset.range(1).map(begin)
+    dataset = dataset.flat_map(
+        lambda epoch: tf.data.Dataset.range(count).map(lambda step: load(epoch, step))
+    )
+    return prefetched(dataset.apply(tf.data.experimental.assert_cardinality(count)), source)
 
 
 @dataclass
 class _Source:
-    """What a dataset reads from."""
+    """What a dataset reads from; the arguments are those of `make_dataset`."""
 
     examples: Examples | Features
     columns: tuple[np.ndarray, ...]
+    batch_size: int | TokenBudget
+    order: Order
+    seed: int
+    epoch: Callable[[], int]
+    multiple: int
+    _planned: tuple[int, list[np.ndarray]] | None = None
+
+    def batch(self, epoch: int, step: int) -> list[np.ndarray]:
+        """Return a batch of an epoch, flat: the inputs, and what goes with them."""
+        if self._planned is None or self._planned[0] != epoch:
+            lengths = self.examples.lengths
+            self._planned = epoch, plan(lengths, self.batch_size, self.order, self.seed, epoch)
+        rows = self._planned[1][step]
+        columns = (part[rows] for part in self.columns)
+        return tf.nest.flatten((self.examples.batch(rows, self.multiple), *columns))
 
 
 def prefetched(dataset: tf.data.Dataset, source: Any) -> tf.data.Dataset:
-    """Let a `from_generator` dataset run ahead, and tie the life of what it reads to its own.
+    """Let a dataset run ahead of training, and tie the life of what it reads to its own.
 
-    TensorFlow never lets go of the function behind `from_generator`, so that function must hold
-    its data by a weak reference, or they stay in memory, and their files open, for good.
+    TensorFlow never lets go of a Python function in a dataset, so that function must hold its data
+    by a weak reference, or they stay in memory, and their files open, for good.
 
     Nothing here is left to tune, and TensorFlow's tuning is switched off: its thread sleeps for
     up to a minute at a time, and whoever lets go of an iterator waits for it to wake.
