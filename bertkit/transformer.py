@@ -86,9 +86,10 @@ class TransformerLayer(keras.layers.Layer):
             (self.output_norm.gamma, self.output_norm.beta),
         )
         tensors = tf.nest.map_structure(tf.convert_to_tensor, weights)
-        how = (self.options, first_only, training)
-        transform = _transform if tf.executing_eagerly() else _traced(*how)
-        return transform(x, mask, tensors, seeds, *how)
+        how = (self.options, first_only, bool(training))
+        if tf.executing_eagerly():
+            return _transform(x, mask, tensors, seeds, *how)
+        return _traced(*how)(x, mask, tensors, seeds)
 
 
 class _Weights(NamedTuple):
@@ -116,14 +117,20 @@ class LayerOptions:
 
 
 @functools.cache
-def _traced(*how: Any) -> Callable[..., Any]:
+def _traced(options: LayerOptions, first_only: bool, training: bool) -> Callable[..., tf.Tensor]:
     """Return `_transform` as a function that is traced for the first layer, and then called.
 
-    Tracing a layer and its gradient takes about a tenth of a second, and a BERT has up to 24. Each
-    way of computing has a function of its own, since layers of several sizes would make it general.
+    Tracing a layer and its gradient takes about a tenth of a second, and a BERT has up to 24.
     """
-    del how
-    return tf.function(_transform, autograph=False, reduce_retracing=True)
+
+    # Tensors are its only arguments: TensorFlow knows another object by a weak reference, and
+    # traces anew when that object has gone.
+    def transform(
+        x: tf.Tensor, mask: tf.Tensor, weights: _Weights, seeds: list[tf.Tensor]
+    ) -> tf.Tensor:
+        return _transform(x, mask, weights, seeds, options, first_only, training)
+
+    return tf.function(transform, autograph=False, reduce_retracing=True)
 
 
 def _transform(

@@ -377,10 +377,18 @@ def test_layers_of_the_same_sizes_are_traced_once(monkeypatch: pytest.MonkeyPatc
         transformer, "_transform", lambda *inputs: traces.append(1) or transform(*inputs)
     )
     transformer._traced.cache_clear()
-    many, wide = make(num_layers=4), make(hidden_size=48)
-    for encoder, traced in ((many, 1), (many, 1), (wide, 2)):  # as for training, then validation
-        tf.function(lambda encoder=encoder: encoder(batch(), reads=BOTH))()
-        assert len(traces) == traced
+    for changes, traced in (
+        ({}, 1),
+        ({"num_layers": 4}, 1),
+        ({"dtype": "mixed_bfloat16"}, 2),
+        ({"dtype": "mixed_bfloat16", "num_layers": 4}, 2),
+        ({}, 2),
+        ({"hidden_size": 48}, 3),
+    ):
+        for _ in range(2):  # as for validation and for prediction
+            encoder = make(**changes)
+            tf.function(lambda encoder=encoder: encoder(batch(), reads=BOTH))()
+            assert len(traces) == traced
     transformer._traced.cache_clear()
 
 
