@@ -193,6 +193,8 @@ def train(
     learn_labels(model, rows)
     for split in splits.values():
         _targets(model, split)  # before hours of training, not after
+        if training.epochs:
+            batch_count(split.examples.lengths, _size(training), "sorted")
     data: dict[str, Any] = {
         "x": rows.examples,
         "y": rows.labels,

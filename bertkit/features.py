@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -38,7 +40,7 @@ class Features:
         mask: int8, (all tokens,), 1 for a token, 0 for padding.
         starts: int64, (N,), where each row begins in `sequence` and `mask`.
         lengths: int64, (N,), tokens of each row.
-        encoder: fingerprints of the encoder's weights.
+        encoder: what tells the encoder from others: its arguments' hash, its weights' fingerprints.
     """
 
     pooled: np.ndarray | None
@@ -46,7 +48,7 @@ class Features:
     mask: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
-    encoder: tuple[int, ...]
+    encoder: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -92,10 +94,11 @@ class Features:
         Raises:
             InputError: in either case.
         """
-        if self.encoder != _fingerprints(encoder):
+        if self.encoder != _identity(encoder):
             raise InputError(
-                "These features were computed with other weights than the encoder's: it has been "
-                "trained since, or is another one. Compute them again with model.features(texts)."
+                "These features were computed by another encoder, with another pooling, say, or "
+                "with other weights than it has now: it has been trained since. Compute them again "
+                "with model.features(texts)."
             )
         missing = [name for name in reads if getattr(self, name, None) is None]
         if missing:
@@ -178,7 +181,7 @@ def compute_features(
             stores["sequence"][places] = features["sequence"][there]
         bar.add(1)
     return Features(
-        stores.get("pooled"), stores.get("sequence"), mask, starts, lengths, _fingerprints(encoder)
+        stores.get("pooled"), stores.get("sequence"), mask, starts, lengths, _identity(encoder)
     )
 
 
@@ -193,6 +196,12 @@ def _room(shape: tuple[int, int]) -> np.ndarray:
     return np.memmap(file, "float32", mode="w+", shape=shape)
 
 
-def _fingerprints(encoder: Encoder) -> tuple[int, ...]:
+def _identity(encoder: Encoder) -> tuple[Any, ...]:
+    """Return what tells an encoder from one that computes other features."""
+    config = encoder.get_config()
+    # Dropout does nothing here, and a name, or whether weights train, changes nothing.
+    for name in ("name", "trainable", "dropout", "attention_dropout"):
+        config.pop(name, None)
+    described = f"{type(encoder).__name__} {json.dumps(config, sort_keys=True, default=str)}"
     floats = [weight for weight in encoder.weights if "float" in str(weight.dtype)]
-    return tuple(fingerprints(floats))
+    return hashlib.sha256(described.encode()).hexdigest(), *fingerprints(floats)

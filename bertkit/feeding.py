@@ -65,7 +65,8 @@ def training_batch_size(batch_size: Any, batch_tokens: Any, x: Any) -> int | Tok
             "batch_tokens needs raw text. A dataset or generator has batches already; give "
             "batch_size for a dict of tensors, whose padding is fixed."
         )
-    if not isinstance(batch_tokens, (int, np.integer)) or batch_tokens < 1:
+    whole = isinstance(batch_tokens, (int, np.integer)) and not isinstance(batch_tokens, bool)
+    if not whole or batch_tokens < 1:
         raise InputError(f"batch_tokens is {shown(batch_tokens)}. Give a whole number above 0.")
     return TokenBudget(int(batch_tokens))
 
@@ -184,6 +185,8 @@ class Feed:
         """
         if isinstance(x, Features):
             x.check(self.encoder, self.head.reads)
+            if not len(x):
+                raise InputError("These are the features of no row. Give at least one.")
             return x
         if isinstance(x, Examples):
             return x

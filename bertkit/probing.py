@@ -25,11 +25,13 @@ class HeadTrainer(BertClassifier):
     """
 
     def __init__(self, classifier: BertClassifier, learning_rate: Any) -> None:
-        if type(classifier).call is not BertClassifier.call:
-            raise InputError(
-                f"{type(classifier).__name__} has a `call` of its own, so its head may see more "
-                "than the encoder's features. Set encoder.trainable = False and call fit instead."
-            )
+        for name in ("call", "train_step", "compute_loss", "compute_metrics"):
+            if getattr(type(classifier), name) is not getattr(BertClassifier, name):
+                raise InputError(
+                    f"{type(classifier).__name__} has a `{name}` of its own, which training on the "
+                    "encoder's features alone would leave out. Set encoder.trainable = False and "
+                    "call fit instead."
+                )
         super().__init__(classifier.encoder, classifier.head, classifier.preprocessor)
         # Not tracked: it holds the same parts.
         object.__setattr__(self, "_classifier", classifier)

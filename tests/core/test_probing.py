@@ -341,7 +341,7 @@ REFUSED: dict[str, tuple[Callable[[bertkit.BertClassifier], Any], str]] = {
     "batch size": (lambda m: m.fit_head(TEXTS, Y, batch_size=0), "batch_size is 0"),
     "other encoder": (
         lambda m: m.fit_head(tiny_model(seed=5).features(TEXTS), Y),
-        "other weights than the encoder's",
+        "other weights than it has now",
     ),
     "other head": (
         lambda m: bertkit.BertClassifier(m.encoder, "test_strongest_token").fit_head(
@@ -383,6 +383,43 @@ def test_features_of_an_encoder_that_has_moved_are_refused() -> None:
     ):
         with pytest.raises(InputError, match="trained since"):
             call()
+
+
+@pytest.mark.parametrize("change", [{"pooling": "mean"}, {"num_heads": 4}, {"hidden_act": "relu"}])
+def test_features_of_an_encoder_that_computes_otherwise_are_refused(change: Any) -> None:
+    """Though its weights are the same."""
+    made = tiny_encoder(pooling="cls")
+    other = bertkit.BertEncoder.from_config({**made.get_config(), **change})
+    other.set_weights(made.get_weights())
+
+    def classifier(encoder: bertkit.BertEncoder) -> bertkit.BertClassifier:
+        text = bertkit.preprocessors.create("single_text", sequence_length=32)
+        return bertkit.BertClassifier(encoder, "binary", text)
+
+    ours, others = classifier(made), classifier(other)
+    found = ours.features(TEXTS)
+    with pytest.raises(InputError, match="another pooling, say"):
+        others.fit_head(found, Y, **OPTIONS)
+    # What changes no feature is no reason: the name and the dropout.
+    same = bertkit.BertEncoder.from_config({**made.get_config(), "name": "same", "dropout": 0.4})
+    same.set_weights(made.get_weights())
+    classifier(same).fit_head(found, Y, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["call", "train_step", "compute_loss", "compute_metrics"])
+def test_a_method_that_would_be_left_out_is_refused(name: str) -> None:
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        return getattr(bertkit.BertClassifier, name)(self, *args, **options)
+
+    cls = type("Custom", (bertkit.BertClassifier,), {name: method})
+    with pytest.raises(InputError, match=f"Custom has a `{name}` of its own"):
+        tiny_model(cls=cls).fit_head(TEXTS, Y, **OPTIONS)
+
+
+def test_features_of_no_row_are_refused() -> None:
+    model = model_of("binary")
+    with pytest.raises(InputError, match="features of no row"):
+        model.predict(model.features(TEXTS).take(slice(0)))
 
 
 def test_fit_on_features_needs_a_frozen_encoder() -> None:
@@ -481,6 +518,17 @@ def test_a_run_of_nothing_is_refused(place: Path) -> None:
         with pytest.raises(ConfigError, match=r"training.epochs = 0: nothing.*head_epochs"):
             load_config(["binary.yaml"], ["training.epochs=0", *others])
     assert len(list(itertools.chain(place.glob("runs/*")))) == 0
+
+
+def test_a_budget_that_is_too_small_is_told_before_the_head_trains(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bertkit.BertClassifier, "fit_head", lambda *args, **options: pytest.fail("trained")
+    )
+    options = ["training.head_epochs=3", "training.batch_size=null", "training.batch_tokens=3"]
+    with pytest.raises(InputError, match="batch_tokens is 3, and a row has"):
+        experiment.run(load_config(["binary.yaml"], options), verbose=0)
 
 
 def test_a_head_that_diverges_is_told_its_key(place: Path) -> None:
