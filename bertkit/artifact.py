@@ -109,6 +109,8 @@ def load(
     if precision is not None:
         for layer in model._flatten_layers():
             layer.dtype_policy = precision
+        if model.compiled:  # anew, so that Keras scales the loss of float16
+            model.compile(**{**model._compile_config.config, "optimizer": model.optimizer})
     return model
 
 

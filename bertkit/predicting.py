@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -65,21 +66,33 @@ def predict_examples(
 
     outputs: list[np.ndarray] = []
     callbacks.on_predict_begin()
-    with ThreadPoolExecutor(1 if model.run_eagerly else _AT_ONCE) as pool:
-        try:
-            for step, result in enumerate(
-                [pool.submit(compute, step) for step in range(len(batches))]
-            ):
-                callbacks.on_predict_batch_begin(step)
-                outputs.append(result.result())
-                callbacks.on_predict_batch_end(step, {"outputs": outputs[-1]})
-                if model.stop_predicting:
-                    break
-        finally:
-            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits for no other batch
+    # What runs eagerly stays in this thread, which Keras's policies and debuggers belong to.
+    at_once = 0 if model.run_eagerly else _AT_ONCE
+    with contextlib.closing(_computed(compute, len(batches), at_once)) as computed:
+        for step in range(len(batches)):
+            callbacks.on_predict_batch_begin(step)
+            outputs.append(next(computed))
+            callbacks.on_predict_batch_end(step, {"outputs": outputs[-1]})
+            if model.stop_predicting:
+                break
     callbacks.on_predict_end()
     order = np.argsort(np.concatenate(batches[: len(outputs)]), kind="stable")
     return np.concatenate(outputs)[order]
+
+
+def _computed(
+    compute: Callable[[int], np.ndarray], steps: int, threads: int
+) -> Generator[np.ndarray, None, None]:
+    """Yield the result of each step, computed ahead by threads, if any."""
+    if not threads:
+        yield from map(compute, range(steps))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for result in [pool.submit(compute, step) for step in range(steps)]:
+                yield result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C waits for no other batch
 
 
 def cut(lengths: np.ndarray, batch_size: int | None = None, multiple: int = 1) -> list[np.ndarray]:

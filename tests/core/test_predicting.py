@@ -18,7 +18,7 @@ import bertkit
 from bertkit import finished, predicting
 from bertkit.data.files import Row
 from bertkit.errors import DataError, InputError
-from tests.tiny_models import TEXTS, tensors, tiny_model
+from tests.tiny_models import LABELS, TEXTS, tensors, tiny_model
 
 RANDOM = np.random.default_rng(0)
 WORDS = " ".join(TEXTS).replace(",", "").split()
@@ -328,6 +328,32 @@ def test_another_precision(run: Path, model: bertkit.BertClassifier, expected: n
     assert not np.allclose(found, expected, atol=2e-6)
     same = bertkit.load(run, precision="float32").predict(MANY, verbose=0)
     np.testing.assert_allclose(same, expected, atol=2e-6)
+
+
+def test_a_model_that_trains_on_in_float16_scales_its_loss(tmp_path: Path) -> None:
+    trained = tiny_model()
+    trained.fit(TEXTS, LABELS["binary"], verbose=0)
+    bertkit.save(trained, tmp_path / "run")
+    loaded = bertkit.load(tmp_path / "run", precision="mixed_float16")
+    assert isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
+    before = trained.optimizer._velocities[0].numpy()
+    np.testing.assert_array_equal(loaded.optimizer.inner_optimizer._velocities[0].numpy(), before)
+    loaded.fit(TEXTS, LABELS["binary"], verbose=0)
+    assert loaded.optimizer.iterations == 2
+
+
+def test_what_runs_eagerly_predicts_in_the_callers_thread() -> None:
+    threads = []
+
+    class Watched(bertkit.BertClassifier):
+        def predict_step(self, data: Any) -> Any:
+            threads.append(threading.current_thread())
+            return super().predict_step(data)
+
+    eager = tiny_model(cls=Watched)
+    eager.compile(run_eagerly=True)
+    eager.predict(MANY, verbose=0)
+    assert len(threads) > 1 and set(threads) == {threading.main_thread()}
 
 
 def test_a_precision_that_there_is_not(run: Path) -> None:
