@@ -36,6 +36,8 @@ def heeded_interrupts() -> Iterator[RaiseLost]:
 
     Python runs a signal's handler wherever the main thread is. If that is within a conversion by
     NumPy or TensorFlow, which drops exceptions, a KeyboardInterrupt goes lost and the loop goes on.
+    One that was caught on purpose looks the same and is raised as well; who wants to go on installs
+    a handler that raises nothing.
     Outside of the main thread there are no signals, and nothing to do.
     """
     callback = RaiseLost()

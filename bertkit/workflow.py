@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -310,8 +311,9 @@ def _is_default(optimizer: Any) -> bool:
 def _with(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
     """Add our own to whatever form `callbacks` has."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks.extend(ours)
-        return callbacks
+        extended = copy.copy(callbacks)
+        extended.callbacks = [*callbacks.callbacks, *ours]
+        return extended
     if callbacks is None:
         return list(ours)
     return [*ours, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks])]

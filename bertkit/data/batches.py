@@ -76,7 +76,7 @@ def plan(
     elif order == "shuffled":
         batches = _dealt(rows, lengths, batch_size, random)
     else:
-        batches = np.split(rows, _cuts(lengths[rows], batch_size))[: count or None]
+        batches = np.split(rows, _cuts(lengths[rows], batch_size))[:count]
     if order == "shuffled":
         batches = [batches[index] for index in random.permutation(len(batches))]
     return batches

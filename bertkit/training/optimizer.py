@@ -56,6 +56,7 @@ class AdamW(keras.optimizers.AdamW):
                     "of variables: give one such as 'layer_0/'."
                 ) from None
         self._factors: list[float] = []
+        self._powers: list[Any] | None = None  # of the betas, during an update
 
     def build(self, variables: Any) -> None:
         """Make the moments of each variable.
@@ -82,9 +83,15 @@ class AdamW(keras.optimizers.AdamW):
 
     def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables, with what they share computed once."""
+        self._powers = self._beta_powers()
+        try:
+            super()._backend_update_step(gradients, variables, learning_rate)
+        finally:
+            self._powers = None
+
+    def _beta_powers(self) -> list[Any]:
         step = tf.cast(self.iterations + 1, tf.float32)
-        self._powers = [beta**step for beta in (self.beta_1, self.beta_2)]
-        super()._backend_update_step(gradients, variables, learning_rate)
+        return [beta**step for beta in (self.beta_1, self.beta_2)]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Decay and update one variable, and update its moments."""
@@ -95,12 +102,13 @@ class AdamW(keras.optimizers.AdamW):
             rate *= self._factors[index]
         if self.weight_decay is not None and self._use_weight_decay(variable):
             variable.assign_sub(variable * (tf.cast(self.weight_decay, dtype) * rate))
+        powers = self._powers or self._beta_powers()
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
             m=_handle(self._momentums[index]),
             v=_handle(self._velocities[index]),
-            beta1_power=tf.cast(self._powers[0], dtype),
-            beta2_power=tf.cast(self._powers[1], dtype),
+            beta1_power=tf.cast(powers[0], dtype),
+            beta2_power=tf.cast(powers[1], dtype),
             lr=rate,
             beta1=tf.cast(self.beta_1, dtype),
             beta2=tf.cast(self.beta_2, dtype),

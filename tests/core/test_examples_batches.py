@@ -264,7 +264,10 @@ def test_chunks_are_read_a_few_ahead_and_an_error_in_one_is_raised() -> None:
 
 def test_no_rows() -> None:
     examples = Examples.from_chunks([], preprocessor())
-    assert len(examples) == 0 and plan(examples.lengths, 8, "shuffled") == []
+    assert len(examples) == 0
+    for size in (8, TokenBudget(8)):
+        for order in ("shuffled", "sorted", "given"):
+            assert plan(examples.lengths, size, order) == []  # type: ignore[arg-type]
 
 
 def test_a_dataset_is_the_plan_of_each_epoch() -> None:

@@ -90,3 +90,11 @@ def test_another_thread(model: bertkit.BertClassifier) -> None:
     thread.start()
     thread.join()
     assert len(done) == 1
+
+
+def test_a_list_of_callbacks_is_left_as_it_was(model: bertkit.BertClassifier) -> None:
+    given = keras.callbacks.CallbackList([keras.callbacks.History()], model=model)
+    before = list(given.callbacks)
+    for call in CALLS.values():
+        call(model, given)
+    assert given.callbacks == before

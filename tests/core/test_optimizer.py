@@ -111,6 +111,17 @@ def test_as_keras(options: dict[str, Any], sparse: bool, graph: bool) -> None:
     assert not np.allclose(found[0], np.array(variables()[0]), atol=1e-3)  # it has moved
 
 
+def test_one_variable_alone() -> None:
+    """As Keras's `update_step` can be called."""
+    gradient, results = tf.constant([0.5, -2.0]), []
+    for cls in (AdamW, keras.optimizers.AdamW):
+        optimizer, variable = cls(0.1), keras.Variable([1.0, 2.0])
+        optimizer.build([variable])
+        optimizer.update_step(gradient, variable, 0.1)
+        results.append(variable.numpy())
+    np.testing.assert_allclose(*results, rtol=1e-6)
+
+
 def test_vectors_are_not_decayed() -> None:
     made = variables()
     before = [np.array(variable) for variable in made]
