@@ -36,14 +36,15 @@ def train_step() -> Any:
     }  # fmt: skip
     targets = model.head.encode_labels(random.choice(["negative", "positive"], len(ids)).tolist())
     model.optimizer.build(model.trainable_weights)
-    # As in `fit`, lengths are not known to the graph.
-    signature = (
-        {name: tf.TensorSpec((None, None), tf.int32) for name in inputs},
-        tf.TensorSpec((None, *targets.shape[1:]), targets.dtype),
-    )
-    batches = tf.data.Dataset.from_generator(
-        lambda: iter([(inputs, targets)]), output_signature=signature
-    )
+
+    def unsized(part: tf.Tensor) -> tf.Tensor:
+        """Hide rows and lengths from the graph, as in `fit`."""
+        shape = (None, None) if part.dtype == tf.int32 else (None, *part.shape[1:])
+        return tf.raw_ops.PlaceholderWithDefault(input=part, shape=shape)
+
+    # Not `from_generator`, which slows products and step alike: `make_dataset` says why.
+    batches = tf.data.Dataset.from_tensors((inputs, targets))
+    batches = batches.map(lambda *batch: tf.nest.map_structure(unsized, batch))
     iterator = iter(batches.cache().repeat().prefetch(2))
     model.make_train_function()
     return lambda: tf.nest.map_structure(lambda part: part.numpy(), model.train_function(iterator))
