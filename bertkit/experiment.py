@@ -193,8 +193,9 @@ def train(
     learn_labels(model, rows)
     for split in splits.values():
         _targets(model, split)  # before hours of training, not after
-        if training.epochs:
-            batch_count(split.examples.lengths, _size(training), "sorted")
+    for name in ("train", "validation"):  # what is batched by the budget
+        if name in splits and training.epochs:
+            batch_count(splits[name].examples.lengths, _size(training), "sorted")
     data: dict[str, Any] = {
         "x": rows.examples,
         "y": rows.labels,

@@ -19,7 +19,13 @@ from bertkit import experiment, features, heads
 from bertkit.config import load_config
 from bertkit.errors import ConfigError, InputError, TrainingError
 from bertkit.training.optimizer import AdamW
-from tests.command_line import CommandLine, tiny_config, write_tiny_data, write_yaml
+from tests.command_line import (
+    CommandLine,
+    tiny_config,
+    write_jsonl,
+    write_tiny_data,
+    write_yaml,
+)
 from tests.saved_models import write_encoder, write_sentence_encoder
 from tests.tiny_models import (
     HEADS,
@@ -529,6 +535,16 @@ def test_a_budget_that_is_too_small_is_told_before_the_head_trains(
     options = ["training.head_epochs=3", "training.batch_size=null", "training.batch_tokens=3"]
     with pytest.raises(InputError, match="batch_tokens is 3, and a row has"):
         experiment.run(load_config(["binary.yaml"], options), verbose=0)
+
+
+def test_a_budget_is_of_what_is_trained_and_validated_on(place: Path) -> None:
+    """Test rows are predicted, in batches of their own."""
+    write_jsonl(place / "long.jsonl", [{"text": "a good film " * 9, "label": "pos"}])
+    config = load_config(["binary.yaml"], ["data.test=long.jsonl", "training.head_epochs=1",
+                         "training.batch_size=null", "training.batch_tokens=20",
+                         "output_dir=runs/long"])  # fmt: skip
+    result = experiment.run(config, verbose=0)
+    assert result.metrics["test"]["accuracy"] in (0.0, 1.0)
 
 
 def test_a_head_that_diverges_is_told_its_key(place: Path) -> None:
