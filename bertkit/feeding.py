@@ -43,11 +43,13 @@ def batch_size_of(batch_size: Any, default: int = 32) -> int:
     Raises:
         InputError: it is no whole number above 0.
     """
-    if batch_size is None:
-        return default
-    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise InputError(f"batch_size is {shown(batch_size)}. Give a whole number above 0.")
-    return int(batch_size)
+    return default if batch_size is None else _whole("batch_size", batch_size)
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {shown(value)}. Give a whole number above 0.")
+    return int(value)
 
 
 def training_batch_size(batch_size: Any, batch_tokens: Any, x: Any) -> int | TokenBudget:
@@ -65,10 +67,7 @@ def training_batch_size(batch_size: Any, batch_tokens: Any, x: Any) -> int | Tok
             "batch_tokens needs raw text. A dataset or generator has batches already; give "
             "batch_size for a dict of tensors, whose padding is fixed."
         )
-    whole = isinstance(batch_tokens, (int, np.integer)) and not isinstance(batch_tokens, bool)
-    if not whole or batch_tokens < 1:
-        raise InputError(f"batch_tokens is {shown(batch_tokens)}. Give a whole number above 0.")
-    return TokenBudget(int(batch_tokens))
+    return TokenBudget(_whole("batch_tokens", batch_tokens))
 
 
 def unpacked(batch: Any) -> tuple[Any, Any, Any]:
