@@ -56,14 +56,15 @@ def multi_label_report(
     from sklearn import metrics
 
     known = ~np.isnan(targets)
+    judged = known.any(axis=1)  # (N,)
+    known, targets, probabilities = known[judged], targets[judged], probabilities[judged]
     # Neither carried nor predicted, an unknown label changes no F1.
     predicted = ((probabilities > threshold) & known).astype(int)
     targets = np.where(known, targets, 0).astype(int)
-    judged = known.any(axis=1)  # (N,)
     return _measured(
         {
             # All labels of a row right that are known, in scikit-learn's sense.
-            "accuracy": lambda: (targets == predicted)[judged].all(axis=1).mean(),
+            "accuracy": lambda: (targets == predicted).all(axis=1).mean(),
             "macro_f1": lambda: metrics.f1_score(
                 targets, predicted, average="macro", zero_division=0
             ),

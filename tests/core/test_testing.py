@@ -318,6 +318,12 @@ def test_a_head_that_breaks_the_contract_is_told_so(case: str) -> None:
     assert message in text
 
 
+def test_a_missing_label_that_reaches_the_loss_is_found() -> None:
+    plain = {"make_loss": lambda self: keras.losses.BinaryCrossentropy(from_logits=True)}
+    text = failure(check_head, changed(BinaryHead, heads, **plain), ignore_missing=True)
+    assert "missing labels: a row without a label must add nothing, and changes" in text
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
