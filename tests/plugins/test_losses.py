@@ -117,9 +117,14 @@ CASES = {
     "a margin alone": Case(
         LabelwiseCrossentropy(margin=0.3), functools.partial(labelwise, margin=0.3), "labels"
     ),
-    "a small power": Case(
-        LabelwiseCrossentropy(gamma_positive=0.5, gamma_negative=0.5, margin=0.2),
-        functools.partial(labelwise, positive=0.5, negative=0.5, margin=0.2),
+    "unequal powers": Case(
+        LabelwiseCrossentropy(gamma_positive=0.5, gamma_negative=3.0),
+        functools.partial(labelwise, positive=0.5, negative=3),
+        "labels",
+    ),
+    "a small power": Case(  # whose gradient is infinite at the margin itself, a logit of 0
+        LabelwiseCrossentropy(gamma_positive=0.5, gamma_negative=0.5, margin=0.5),
+        functools.partial(labelwise, positive=0.5, negative=0.5, margin=0.5),
         "labels",
     ),
     "weighted labels": Case(
