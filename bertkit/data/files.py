@@ -15,7 +15,6 @@ from typing import Any
 from bertkit.data.formats import FORMATS, READERS, Reader
 from bertkit.data.lines import Source, reason, row_error, show
 from bertkit.errors import DataError
-from bertkit.labels import is_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ def _row(source: Source, line: int, values: list[Any], columns: Columns) -> Row:
     count = len(columns.text)
     texts = tuple(map(functools.partial(_text, source, line), columns.text, values[:count]))
     label = None
-    if columns.label is not None and not (columns.ignore_missing and is_missing(values[count])):
+    if columns.label is not None and not (columns.ignore_missing and _is_empty(values[count])):
         label = _label(source, line, columns.label, values[count], columns.label_separator)
     return Row(texts, label, str(source), line)
 
@@ -219,7 +218,7 @@ def _label(source: Source, line: int, column: str, value: Any, separator: str | 
     elif separator is not None:
         wanted = "Write a list or a string, as label_separator is set"
         wrong = [value]
-    elif value is None or value != value or (isinstance(value, str) and not value.strip()):
+    elif _is_empty(value):
         raise row_error(
             source,
             line,
@@ -237,6 +236,11 @@ def _label(source: Source, line: int, column: str, value: Any, separator: str | 
     for label in value if isinstance(value, list) else [value]:
         _check_characters(source, line, column, label)
     return value
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a cell is null, NaN or white space."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _check_characters(source: Source, line: int, column: str, value: Any) -> None:
