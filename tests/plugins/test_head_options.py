@@ -200,6 +200,15 @@ def test_what_was_not_seen_yet_is_asked_for() -> None:
     )
 
 
+def test_counts_of_other_labels_are_refused() -> None:
+    head = heads.create("multiclass", class_balance=0.9)
+    head.adapt(SKEWED)
+    head.adapt(["a", "b"])
+    assert refusal(head.make_loss) == (
+        "label_counts is [6, 3, 1]. Give `labels`, and a number for each of them."
+    )
+
+
 def test_labels_that_do_not_occur_cannot_be_balanced() -> None:
     head = heads.create("multiclass", labels=["a", "b", "c", "d"], class_balance=0.9)
     assert refusal(head.adapt, SKEWED) == (

@@ -337,6 +337,7 @@ def test_a_metric_of_known_rows_is_saved_and_begins_anew() -> None:
     metric = OfKnown(keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0))
     loaded = keras.metrics.deserialize(keras.metrics.serialize(metric))
     assert (loaded.name, loaded.get_config()) == ("accuracy", metric.get_config())
+    assert loaded._direction == "up"
     for each in (metric, loaded):
         each.update_state([[1.0], [nan], [0.0]], [[1.0], [1.0], [1.0]])
         assert float(each.result()) == 0.5

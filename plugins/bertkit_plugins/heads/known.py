@@ -19,7 +19,8 @@ class OfKnown(keras.metrics.Metric):
     def __init__(self, metric: keras.metrics.Metric, name: str | None = None, dtype: Any = None):
         super().__init__(name=name or metric.name, dtype=dtype)
         self.metric = metric
-        self._direction = getattr(metric, "_direction", "")  # for callbacks with mode="auto"
+        if hasattr(metric, "_direction"):  # what callbacks with mode="auto" look at
+            self._direction = metric._direction
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         targets = tf.cast(y_true, self.dtype)

@@ -65,8 +65,8 @@ class MulticlassHead(Head):
             check_number("class_balance", self.class_balance, below=1)
         if self.logit_adjustment is not None:
             check_number("logit_adjustment", self.logit_adjustment)
-            other = "loss='focal'" if self.class_balance is None else "class_balance"
             if self.class_balance is not None or self.loss == "focal":
+                other = "loss='focal'" if self.class_balance is None else "class_balance"
                 raise InputError(
                     f"logit_adjustment and {other} are given, and the adjustment is right for "
                     "cross-entropy without weights alone. Choose one of them."
@@ -130,6 +130,7 @@ class MulticlassHead(Head):
                 "class_balance and logit_adjustment need the number of rows of each label. Call "
                 "`fit` or `head.adapt(labels)` first, or give `label_counts`."
             )
+        self._check_counts(self.label_counts)  # the labels may have been learned anew
         return np.asarray(self.label_counts, dtype="float64")
 
     def _weights(self) -> list[float] | None:
