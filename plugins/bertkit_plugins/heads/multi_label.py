@@ -14,6 +14,7 @@ from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, multi_label_report
 from bertkit.head import Dense, Head
 from bertkit.labels import Label, LabelSpace, is_missing, plain, rows_of
+from bertkit_plugins.heads.divergence import bernoulli_divergence
 from bertkit_plugins.heads.losses import LabelwiseCrossentropy
 from bertkit_plugins.heads.options import (
     balanced,
@@ -50,6 +51,8 @@ class MultiLabelHead(Head):
             "balanced": as often as makes both sides weigh the same, learned from the data. Once if
             `None`.
     """
+
+    single_label = False
 
     def __init__(
         self,
@@ -164,6 +167,9 @@ class MultiLabelHead(Head):
     def as_dense(self) -> Dense:
         kernel, bias = (np.asarray(x, dtype="float32") for x in (self.kernel, self.bias))
         return Dense(kernel, bias, self.labels, "multi_label_classification")
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        return bernoulli_divergence(outputs, others)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-np.clip(outputs, -500, 500)))

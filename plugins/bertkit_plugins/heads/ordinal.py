@@ -14,6 +14,7 @@ from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, ordinal_report
 from bertkit.head import Head
 from bertkit.labels import Label, LabelSpace
+from bertkit_plugins.heads.divergence import bernoulli_divergence
 from bertkit_plugins.heads.known import OfKnown
 from bertkit_plugins.heads.losses import OrdinalCrossentropy
 from bertkit_plugins.heads.options import check_choice
@@ -98,6 +99,10 @@ class OrdinalHead(Head):
     def ranks(self, outputs: np.ndarray) -> np.ndarray:
         """Return the predicted ranks, int64 (N,), 0 for the lowest label, from logits."""
         return (self._above(np.asarray(outputs, dtype="float64")) > 0.5).sum(axis=1)
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        """Return the mean over logits, (B,), of the divergences of above and not above."""
+        return bernoulli_divergence(outputs, others)
 
     def decode(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """Return a row: `{"label": the median, "score": its probability, "scores": {label: …}}`."""

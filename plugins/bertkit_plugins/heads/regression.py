@@ -38,6 +38,8 @@ class RegressionHead(Head):
         ignore_missing: whether rows without a label are taken, and add nothing.
     """
 
+    single_label = False
+
     def __init__(
         self,
         range: list[float] | None = None,
@@ -124,6 +126,10 @@ class RegressionHead(Head):
             return [pearson]  # scores have no unit to be off by
         error = keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
         return [OfKnown(error) if self.ignore_missing else error, pearson]
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        """Return that of normal distributions as wide as the scale, (B,)."""
+        return tf.reduce_mean(tf.square((outputs - others) / self._known()[1]), axis=-1) / 2
 
     def encode_labels(self, labels: Any) -> np.ndarray:
         """Return targets, float32 (N, 1); with `ignore_missing`, NaN where a label is missing.
