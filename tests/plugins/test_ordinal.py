@@ -131,6 +131,17 @@ def test_coral_shares_its_weights_and_corn_does_not() -> None:
     assert shapes == {"corn": (8, 3), "coral": (8, 1)}
 
 
+@pytest.mark.parametrize("labels", [STARS, ["low", "high"]])
+def test_a_divergence_is_that_of_each_step(labels: list[Any]) -> None:
+    """Also of two labels, which have a single logit."""
+    head = OrdinalHead(labels=labels)
+    one, other = (outputs_of(seed=seed)[:, : len(labels) - 1] for seed in (0, 1))
+    p, q = sigmoid(one.astype("float64")), sigmoid(other.astype("float64"))
+    wanted = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean(axis=1)
+    found = head.divergence(tf.constant(one), tf.constant(other))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 # --- measures
 
 
