@@ -17,7 +17,6 @@ import tensorflow as tf
 from bertkit import artifact
 from bertkit.classifier import BertClassifier
 from bertkit.config import (
-    DataConfig,
     ExperimentConfig,
     TrainingConfig,
     config_from_mapping,
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor
 
 Metrics = dict[str, dict[str, float | None]]
+
+_COMPARED = 2048  # rows whose loss is computed at once
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def read_data(
     training rows are read only if others are held out of them.
     """
     data = config.data
-    columns = columns_of(data)
+    columns = columns_of(config)
     preprocessor = cast("Preprocessor", model.preprocessor)  # every config names one
     given = {"train": data.train, "validation": data.validation, "test": data.test}
     fractions = {name: part for name, part in given.items() if isinstance(part, float)}
@@ -168,12 +169,15 @@ def _held_out(split: Split, fractions: Mapping[str, float], seed: int) -> dict[s
     return parts
 
 
-def columns_of(data: DataConfig, labelled: bool = True) -> Columns:
+def columns_of(config: ExperimentConfig, labelled: bool = True) -> Columns:
     """Return the columns that an experiment reads."""
+    data = config.data
     text = (data.text,) if isinstance(data.text, str) else tuple(data.text)
     if not labelled:
         return Columns(text)
-    return Columns(text, data.label, data.label_separator)
+    # What the head's attribute of this name says, before there is a head.
+    ignore_missing = bool(config.head.arguments.get("ignore_missing", False))
+    return Columns(text, data.label, data.label_separator, ignore_missing)
 
 
 def train(
@@ -304,8 +308,16 @@ def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:
     """Return the head's measures of some rows, and their loss."""
     targets = _targets(model, split)
     outputs = model.predict(split.examples, verbose=0)
-    loss = float(model.head.make_loss()(targets, outputs))
+    loss = _mean_loss(model.head.make_loss(), targets, outputs)
     return {**model.head.report(targets, outputs), "loss": loss}
+
+
+def _mean_loss(loss: keras.losses.Loss, targets: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the loss of all rows, in parts at random: one that compares rows grows with N²."""
+    rows = np.random.default_rng(0).permutation(len(targets))
+    parts = np.array_split(rows, math.ceil(len(rows) / _COMPARED))
+    losses = [float(loss(targets[part], outputs[part])) for part in parts]
+    return float(np.average(losses, weights=[len(part) for part in parts]))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -323,7 +335,7 @@ def check_inputs(config: ExperimentConfig, overwrite: bool) -> None:
     _check_free(Path(config.output_dir), overwrite)
     for paths in (config.data.train, config.data.validation, config.data.test):
         if paths is not None and not isinstance(paths, float):
-            next(read_rows(paths, columns_of(config.data)))
+            next(read_rows(paths, columns_of(config)))
 
 
 def _size(training: TrainingConfig) -> int | TokenBudget:

@@ -42,7 +42,7 @@ def evaluate_run(
     config = saved_config(path)
     if data:
         preprocessor = cast("Preprocessor", model.preprocessor)
-        return {"data": evaluate(model, load_split(data, columns_of(config.data), preprocessor))}
+        return {"data": evaluate(model, load_split(data, columns_of(config), preprocessor))}
     if config.data.validation is None and config.data.test is None:
         raise DataError("This run has neither validation nor test rows. Name some with --data.")
     splits = read_data(config, model, training=False)
@@ -75,7 +75,7 @@ def predict_rows(
         DataError: a file or a row cannot be used.
     """
     model = artifact.load(path, precision, compile=False)
-    columns = columns_of(saved_config(path).data, labelled=False)
+    columns = columns_of(saved_config(path), labelled=False)
     for window in _windows(read_rows(source, columns, format), batch_size):
         (texts,) = text_chunks(iter(window), len(columns.text), size=len(window))
         for row, prediction in zip(window, model.classify(texts, batch_size), strict=True):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from bertkit.errors import InputError
-from bertkit.labels import Label, LabelSpace, plain, rows_of
+from bertkit.labels import Label, LabelSpace, is_missing, plain, rows_of
 
 
 class Dense(NamedTuple):
@@ -50,10 +50,13 @@ class Head(keras.layers.Layer):
     Attributes:
         reads: the features that `call` reads, of "pooled" and "sequence".
         single_label: whether a row has one label; its target is the label's id then.
+        ignore_missing: whether a row may lack its label. Its target is NaN then, and a head that
+            sets this has a loss and metrics to which such a target adds nothing.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("pooled",)
     single_label: ClassVar[bool] = True
+    ignore_missing: bool = False
 
     def __init__(
         self, labels: list[Label] | None = None, dropout: float = 0.1, **kwargs: Any
@@ -71,8 +74,15 @@ class Head(keras.layers.Layer):
         Raises:
             InputError: a label is missing or of a wrong kind.
         """
-        plain_labels = (plain(label, row) for row, label in enumerate(rows_of(labels)))
-        self._space = self._checked(LabelSpace.learn(plain_labels))
+        self._space = self._checked(self._learned(labels))
+
+    def _learned(self, labels: Any) -> LabelSpace:
+        """Return the space of raw labels, one a row; for subclasses that order it otherwise."""
+        rows = enumerate(rows_of(labels))
+        return LabelSpace.learn(plain(label, row) for row, label in rows if not self._skips(label))
+
+    def _skips(self, label: Any) -> bool:
+        return self.ignore_missing and is_missing(label)
 
     def _checked(self, space: LabelSpace) -> LabelSpace:
         """Return the space if the head can use it; for subclasses to refuse others."""
@@ -160,21 +170,31 @@ class Head(keras.layers.Layer):
     def encode_labels(self, labels: Any) -> np.ndarray:
         """Return targets from raw labels: int32 ids, (N,).
 
+        With `ignore_missing` they are float32, NaN where the label is missing.
+
         Raises:
             InputError: a label is missing, of a wrong kind, or was never seen.
         """
         space = self.space
-        ids = [space.id_of(label, row) for row, label in enumerate(rows_of(labels))]
-        return np.asarray(ids, dtype="int32")
+        ids = [
+            np.nan if self._skips(label) else space.id_of(label, row)
+            for row, label in enumerate(rows_of(labels))
+        ]
+        return np.asarray(ids, dtype="float32" if self.ignore_missing else "int32")
 
     def class_weights(self, targets: np.ndarray, class_weight: Mapping[Any, float]) -> np.ndarray:
         """Return sample weights, float32 (N,), from targets and a weight for each label.
 
+        A missing label weighs 0.
+
         Raises:
             InputError: `class_weight` names what is no label.
         """
-        ids = np.asarray(targets).reshape(-1).astype("int64")
-        return self.space.weights(class_weight)[ids]
+        ids = np.asarray(targets).reshape(-1)
+        known = ~np.isnan(ids)
+        weights = np.zeros(len(ids), dtype="float32")
+        weights[known] = self.space.weights(class_weight)[ids[known].astype("int64")]
+        return weights
 
     def decode(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """Return predictions from logits, (N, outputs).
@@ -193,13 +213,15 @@ class Head(keras.layers.Layer):
     def report(self, targets: np.ndarray, outputs: np.ndarray) -> dict[str, float | None]:
         """Return measures at rest of targets, (N,), against logits, (N, outputs).
 
-        A measure that these rows do not define, such as the area under a curve when only one
-        label occurs, is `None`.
+        Rows without a label are left out. A measure that the others do not define, such as the
+        area under a curve when only one label occurs, is `None`.
         """
         from bertkit.evaluation.metrics import single_label_report
 
-        probabilities = self.probabilities(np.asarray(outputs, dtype="float64"))
-        return single_label_report(np.asarray(targets).reshape(-1).astype("int64"), probabilities)
+        ids = np.asarray(targets).reshape(-1)
+        known = ~np.isnan(ids)
+        probabilities = self.probabilities(np.asarray(outputs, dtype="float64")[known])
+        return single_label_report(ids[known].astype("int64"), probabilities)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, with the labels as they are known now."""

@@ -56,11 +56,8 @@ def plain(label: Any, row: int) -> Label:
     Raises:
         InputError: it is missing, a fraction, or no single value.
     """
-    if isinstance(label, np.generic):
-        label = label.item()
-    if isinstance(label, bytes):
-        label = label.decode("utf-8", errors="replace")
-    if _is_missing(label):
+    label = _of_python(label)
+    if is_missing(label):
         raise InputError(f"Label {row} is missing ({label!r}). Fill it in, or drop the row.", row)
     if isinstance(label, (str, bool, int)):
         return label
@@ -85,13 +82,21 @@ def plain(label: Any, row: int) -> Label:
     )
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
     """Return whether it is None, NaN, blank text, or one of the markers of pandas."""
+    label = _of_python(label)
     if isinstance(label, str):
         return not label.strip()
     if isinstance(label, float):
         return bool(np.isnan(label))
     return label is None or type(label).__name__ in ("NAType", "NaTType")
+
+
+def _of_python(label: Any) -> Any:
+    """Return a scalar of NumPy as one of Python, and bytes as text."""
+    if isinstance(label, np.generic):
+        label = label.item()
+    return label.decode("utf-8", errors="replace") if isinstance(label, bytes) else label
 
 
 class LabelSpace:

@@ -24,7 +24,7 @@ class Row:
     Attributes:
         texts: one or two texts; "" where the cell is empty, blank or null.
         label: str, int, float or bool as the file holds it, a list of them for several labels,
-            or None when no label column was asked for.
+            or None when no label column was asked for, or the row may lack it and does.
         file: the path of the file, or "standard input".
         line: the 1-based line that the row begins on; the 1-based row in Parquet.
     """
@@ -48,6 +48,7 @@ class Columns:
         text: the names of one or two text columns.
         label: the name of the label column, or None to read texts alone.
         label_separator: splits a text cell into a list of labels; None takes it as one label.
+        ignore_missing: whether a row may lack its label, which is None then.
 
     Raises:
         DataError: not one or two text columns, a column asked for twice, or an empty separator.
@@ -56,6 +57,7 @@ class Columns:
     text: tuple[str, ...]
     label: str | None = None
     label_separator: str | None = None
+    ignore_missing: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.text, str) or len(self.text) not in (1, 2):
@@ -188,7 +190,7 @@ def _row(source: Source, line: int, values: list[Any], columns: Columns) -> Row:
     count = len(columns.text)
     texts = tuple(map(functools.partial(_text, source, line), columns.text, values[:count]))
     label = None
-    if columns.label is not None:
+    if columns.label is not None and not (columns.ignore_missing and _is_empty(values[count])):
         label = _label(source, line, columns.label, values[count], columns.label_separator)
     return Row(texts, label, str(source), line)
 
@@ -216,7 +218,7 @@ def _label(source: Source, line: int, column: str, value: Any, separator: str | 
     elif separator is not None:
         wanted = "Write a list or a string, as label_separator is set"
         wrong = [value]
-    elif value is None or value != value or (isinstance(value, str) and not value.strip()):
+    elif _is_empty(value):
         raise row_error(
             source,
             line,
@@ -234,6 +236,11 @@ def _label(source: Source, line: int, column: str, value: Any, separator: str | 
     for label in value if isinstance(value, list) else [value]:
         _check_characters(source, line, column, label)
     return value
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a cell is null, NaN or white space."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _check_characters(source: Source, line: int, column: str, value: Any) -> None:

@@ -49,17 +49,21 @@ def multi_label_report(
     """Measure any number of labels a row.
 
     Args:
-        targets: 0 or 1, (N, labels).
+        targets: 0 or 1, (N, labels); NaN where it is not known, which counts nowhere.
         probabilities: (N, labels).
         threshold: a label is predicted above it.
     """
     from sklearn import metrics
 
-    predicted = (probabilities > threshold).astype(int)
-    targets = targets.astype(int)
+    known = ~np.isnan(targets)
+    judged = known.any(axis=1)  # (N,)
+    known, targets, probabilities = known[judged], targets[judged], probabilities[judged]
+    # Neither carried nor predicted, an unknown label changes no F1.
+    predicted = ((probabilities > threshold) & known).astype(int)
+    targets = np.where(known, targets, 0).astype(int)
     return _measured(
         {
-            # All labels of a row right, in scikit-learn's sense.
+            # All labels of a row right that are known, in scikit-learn's sense.
             "accuracy": lambda: (targets == predicted).all(axis=1).mean(),
             "macro_f1": lambda: metrics.f1_score(
                 targets, predicted, average="macro", zero_division=0
@@ -67,11 +71,32 @@ def multi_label_report(
             "micro_f1": lambda: metrics.f1_score(
                 targets, predicted, average="micro", zero_division=0
             ),
-            "roc_auc": lambda: _over_columns(metrics.roc_auc_score, targets, probabilities),
+            "roc_auc": lambda: _over_columns(metrics.roc_auc_score, targets, probabilities, known),
             "average_precision": lambda: _over_columns(
-                metrics.average_precision_score, targets, probabilities
+                metrics.average_precision_score, targets, probabilities, known
             ),
-            "mcc": lambda: metrics.matthews_corrcoef(targets.ravel(), predicted.ravel()),
+            "mcc": lambda: metrics.matthews_corrcoef(targets[known], predicted[known]),
+        }
+    )
+
+
+def ordinal_report(targets: np.ndarray, ranks: np.ndarray, labels: int) -> Report:
+    """Measure one of several ordered labels a row, by rank: 0 is the lowest label.
+
+    Args:
+        targets: ranks, (N,).
+        ranks: those predicted, (N,).
+        labels: how many there are.
+    """
+    from sklearn import metrics
+
+    return _measured(
+        {
+            "accuracy": lambda: metrics.accuracy_score(targets, ranks),
+            "mean_absolute_error": lambda: np.abs(targets - ranks).mean(),
+            "quadratic_weighted_kappa": lambda: metrics.cohen_kappa_score(
+                targets, ranks, labels=np.arange(labels), weights="quadratic"
+            ),
         }
     )
 
@@ -91,13 +116,17 @@ def regression_report(targets: np.ndarray, values: np.ndarray) -> Report:
 
 
 def _over_columns(
-    measure: Callable[..., Any], targets: np.ndarray, scores: np.ndarray
+    measure: Callable[..., Any],
+    targets: np.ndarray,
+    scores: np.ndarray,
+    known: np.ndarray | None = None,
 ) -> float | None:
-    """Return the mean over those columns in which both classes occur."""
+    """Return the mean over those columns in which both classes occur among what is known."""
+    known = np.ones(targets.shape, bool) if known is None else known
     defined = [
-        measure(column, score)
-        for column, score in zip(targets.T, scores.T, strict=True)
-        if 0 < column.sum() < len(column)
+        measure(column[rows], score[rows])
+        for column, score, rows in zip(targets.T, scores.T, known.T, strict=True)
+        if 0 < column[rows].sum() < rows.sum()
     ]
     return float(np.mean(defined)) if defined else None
 

@@ -38,10 +38,11 @@ def check_head(
     """Check a head against the contract of `bertkit.Head`.
 
     That its config rebuilds it, labels included; shapes and types of targets and logits; that
-    missing labels are refused; that a gradient reaches every weight and training lowers the loss;
-    that what training leads to is decoded to the labels, and is better by loss and metrics; that
-    metrics add up over batches and agree with `report`; that predictions and report are ready for
-    JSON; weights of rows and of labels; no rows and one row; mixed precision; saving and loading.
+    missing labels are refused, or add nothing if it has `ignore_missing`; that a gradient reaches
+    every weight and training lowers the loss; that what training leads to is decoded to the labels,
+    and is better by loss and metrics; that metrics add up over batches and agree with `report`;
+    that predictions and report are ready for JSON; weights of rows and of labels; no rows and one
+    row; mixed precision; saving and loading.
 
     Args:
         head: a head, its class, or the name it is registered under.
@@ -56,7 +57,7 @@ def check_head(
         make = maker(heads, Head, head, arguments)
         case = HeadCase(make, taken_labels(make) if labels is None else list(labels))
     checks = (config, shapes, refusals, training, decoding, report, metrics, sample_weights,
-              class_weights, few_rows, mixed_precision, saving)  # fmt: skip
+              missing_labels, class_weights, few_rows, mixed_precision, saving)  # fmt: skip
     run("check_head", head, checks, case)
 
 
@@ -94,7 +95,8 @@ def shapes(case: HeadCase) -> None:
 
 
 def refusals(case: HeadCase) -> None:
-    for bad in (None, object()):
+    ignores = case.adapted().ignore_missing
+    for bad in (object(),) if ignores else (None, object()):
         try:
             case.adapted().encode_labels([bad])
         except BertkitError:
@@ -154,7 +156,8 @@ def metrics(case: HeadCase) -> None:
         ensure(better, f"{metric.name!r} must tell right outputs ({right}) from wrong ({wrong})")
         value = stated.get(metric.name)
         # Keras sums areas under curves over a few thresholds, so they are only near the exact.
-        if value is not None and not isinstance(metric, keras.metrics.AUC):
+        measures = getattr(metric, "metric", metric)  # of one that passes another some of the rows
+        if value is not None and not isinstance(measures, keras.metrics.AUC):
             close = np.isclose(untrained, value, rtol=1e-3, atol=1e-3)
             ensure(
                 close,
@@ -178,6 +181,29 @@ def sample_weights(case: HeadCase) -> None:
             f"a row of weight 0 must not change the loss of {rows} rows, which goes from "
             f"{first:.4g} to {second:.4g} with its outputs",
         )
+
+
+def missing_labels(case: HeadCase) -> None:
+    """A row without a label adds nothing, if the head takes it at all."""
+    head, trained = case.trained.head, case.trained
+    if not head.ignore_missing:
+        return
+    targets = head.encode_labels([*case.labels[:-1], None])
+    mixed = trained.after.copy()
+    mixed[-1] = trained.wrong[-1]
+    loss, metrics = head.make_loss(), head.make_metrics()
+    first, second = (
+        {
+            "loss": float(loss(targets, outputs)),
+            **{metric.name: _measured(metric, targets, outputs) for metric in metrics},
+            **head.report(targets, outputs),
+        }
+        for outputs in (trained.after, mixed)
+    )
+    ensure(
+        first == second and np.isfinite(loss(targets, mixed)),
+        f"a row without a label must add nothing, and changes {first} to {second}",
+    )
 
 
 def class_weights(case: HeadCase) -> None:

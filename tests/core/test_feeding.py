@@ -76,7 +76,7 @@ LABEL_CASES: list[tuple[str, str, Any, str]] = [
     ("a narrow matrix", "multi_label", np.ones((4, 2)), "3 columns.*2 wide"),
     ("an empty matrix", "multi_label", np.ones((0, 2)), "3 columns.*2 wide"),
     ("probabilities", "multi_label", np.full((4, 3), 0.5), "0 and 1 in 3 columns"),
-    ("NaN in a matrix", "multi_label", np.full((4, 3), nan), "0 and 1 in 3 columns"),
+    ("infinity in a matrix", "multi_label", np.full((4, 3), np.inf), "0 and 1 in 3 columns"),
     ("words", "regression", ["good", "bad", "good", "bad"], "needs a finite number"),
     ("infinity", "regression", [1, 2, np.inf, 3], "Label 2 is inf"),
     ("NaN", "regression", [1, 2, nan, 3], "Label 2 is nan"),

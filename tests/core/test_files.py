@@ -267,6 +267,19 @@ def test_the_label_separator(tmp_path: Path) -> None:
     assert [row.label for row in rows] == [["a", "b"], ["a|b", " c"], [], [], []]
 
 
+def test_a_label_may_be_missing_where_that_is_allowed(tmp_path: Path) -> None:
+    columns = Columns(("text",), "label", ignore_missing=True)
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nt,a\nt,\nt, \n")
+    assert [row.label for row in read(path, columns)] == ["a", None, None]
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "t", "label": null}\n{"text": "t", "label": 0}\n')
+    assert [row.label for row in read(path, columns)] == [None, 0]
+    path.write_text('{"text": "t", "label": {}}\n')
+    with pytest.raises(DataError, match="Write a string, a finite number"):
+        read(path, columns)
+
+
 def test_texts_alone_and_empty_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\n" \t",a\nb,\n\xa0,c\n\n', encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from bertkit.errors import InputError
-from bertkit.labels import LabelSpace, plain, rows_of
+from bertkit.labels import LabelSpace, is_missing, plain, rows_of
 
 
 def refusal(call: Any, *args: Any, **kwargs: Any) -> str:
@@ -99,6 +99,7 @@ def test_a_missing_label_is_named_by_its_row(missing: Any) -> None:
     text = refusal(plain, missing, 41)
     assert text.startswith("Label 41 is missing (")
     assert text.endswith("Fill it in, or drop the row.")
+    assert is_missing(missing)
 
 
 @pytest.mark.parametrize("fraction", [0.5, np.float32(0.5), float("inf")])

@@ -10,7 +10,12 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from bertkit.evaluation.metrics import multi_label_report, regression_report, single_label_report
+from bertkit.evaluation.metrics import (
+    multi_label_report,
+    ordinal_report,
+    regression_report,
+    single_label_report,
+)
 
 GENERATOR = np.random.default_rng(3)
 NAMES = ["accuracy", "macro_f1", "micro_f1", "roc_auc", "average_precision", "mcc"]
@@ -89,6 +94,32 @@ def test_a_label_that_no_row_carries_is_left_out_of_the_curves() -> None:
     assert report["macro_f1"] == 0.5
 
 
+def test_what_is_not_known_counts_nowhere() -> None:
+    targets = np.array([[1, np.nan], [0, 1], [np.nan, np.nan], [1, 0]])
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.1, 0.2]])
+    other = np.where(np.isnan(targets), 1 - scores, scores)
+    report = multi_label_report(targets, scores)
+    assert report == multi_label_report(targets, other)
+    assert report["accuracy"] == pytest.approx(2 / 3)
+    assert report["micro_f1"] == pytest.approx(4 / 5)
+    assert report["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert report["roc_auc"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_ranks() -> None:
+    targets, ranks = GENERATOR.integers(0, 5, (2, 100))
+    assert ordinal_report(targets, ranks, 5) == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(targets, ranks),
+            "mean_absolute_error": metrics.mean_absolute_error(targets, ranks),
+            "quadratic_weighted_kappa": metrics.cohen_kappa_score(
+                targets, ranks, weights="quadratic"
+            ),
+        },
+        abs=1e-12,
+    )
+
+
 def test_numbers() -> None:
     targets = 1e4 + GENERATOR.normal(size=100)
     values = targets + GENERATOR.normal(size=100)
@@ -116,6 +147,8 @@ def test_numbers_that_never_differ_have_no_correlation() -> None:
         single_label_report(np.zeros(0, int), np.zeros((0, 3))),
         single_label_report(np.zeros(0, int), np.zeros((0, 2))),
         multi_label_report(np.zeros((0, 3)), np.zeros((0, 3))),
+        multi_label_report(np.full((2, 3), np.nan), np.full((2, 3), 0.6)),
+        ordinal_report(np.zeros(0, int), np.zeros(0, int), 3),
         regression_report(np.zeros(0), np.zeros(0)),
     ],
 )

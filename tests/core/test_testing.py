@@ -22,6 +22,7 @@ from bertkit_plugins.encoders.huggingface import huggingface
 from bertkit_plugins.heads.binary import BinaryHead
 from bertkit_plugins.heads.multi_label import MultiLabelHead
 from bertkit_plugins.heads.multiclass import MulticlassHead
+from bertkit_plugins.heads.ordinal import OrdinalHead
 from bertkit_plugins.heads.regression import RegressionHead
 from bertkit_plugins.preprocessors.sentence_pair import SentencePair
 from bertkit_plugins.preprocessors.single_text import SingleText
@@ -65,6 +66,22 @@ def failure(check: Callable[..., None], *args: Any, **kwargs: Any) -> str:
         ("regression", {}),
         (RegressionHead(range=[1, 5], center=3.0, scale=1.0), {}),
         ("binary", {"labels": [True, False, False]}),
+        (
+            "binary",
+            {
+                "loss": "focal",
+                "label_smoothing": 0.1,
+                "pos_weight": "balanced",
+                "ignore_missing": True,
+            },
+        ),
+        ("multiclass", {"loss": "focal", "class_balance": 0.999, "label_smoothing": 0.1}),
+        ("multiclass", {"logit_adjustment": 1.0, "ignore_missing": True}),
+        ("multi_label", {"loss": "asymmetric"}),
+        ("multi_label", {"label_smoothing": 0.1, "pos_weight": "balanced"}),
+        ("regression", {"loss": "pairwise_margin", "ignore_missing": True}),
+        ("ordinal", {"method": "coral", "ignore_missing": True}),
+        (OrdinalHead(labels=["low", "middle", "high"]), {}),
     ],
 )
 def test_the_shipped_heads_pass(head: Any, arguments: dict[str, Any]) -> None:
@@ -165,7 +182,7 @@ HEADS: dict[str, tuple[type[Head], Changes, str]] = {
         RegressionHead, {"get_config": without("dropout", "scale")}, "and lacks scale, dropout",
     ),
     "config of before adapt": (
-        BinaryHead, {"get_config": lambda self: {**Head.get_config(self), "labels": None}},
+        BinaryHead, {"get_config": lambda self: {**BinaryHead.get_config(self), "labels": None}},
         "config: `get_config` must return what `adapt` learned",
     ),
     "config that JSON cannot write": (
@@ -174,7 +191,7 @@ HEADS: dict[str, tuple[type[Head], Changes, str]] = {
     ),
     "config of another order of labels": (
         BinaryHead,
-        {"get_config": lambda self: {**Head.get_config(self), "labels": self.labels[::-1]}},
+        {"get_config": lambda self: {**BinaryHead.get_config(self), "labels": self.labels[::-1]}},
         "made again from the config",
     ),
     "reads by itself what it did not ask for": (
@@ -299,6 +316,12 @@ def test_a_head_that_breaks_the_contract_is_told_so(case: str) -> None:
     text = failure(check_head, changed(base, heads, **methods))
     assert text.startswith("check_head(Broken), ")
     assert message in text
+
+
+def test_a_missing_label_that_reaches_the_loss_is_found() -> None:
+    plain = {"make_loss": lambda self: keras.losses.BinaryCrossentropy(from_logits=True)}
+    text = failure(check_head, changed(BinaryHead, heads, **plain), ignore_missing=True)
+    assert "missing labels: a row without a label must add nothing, and changes" in text
 
 
 @pytest.mark.parametrize(

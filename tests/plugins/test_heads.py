@@ -27,6 +27,7 @@ LABELS: dict[str, list[Any]] = {
     "binary": ["neg", "pos"],
     "multiclass": ["a", "b", "c", "d"],
     "multi_label": ["x", "y", "z"],
+    "ordinal": [1, 2, 3, 5],
 }
 
 
@@ -57,7 +58,12 @@ def example(name: str, seed: int = 0) -> tuple[Head, list[Any], Array, Array]:
         ids = generator.integers(0, len(known), ROWS)
         labels = [known[i] for i in ids]
         noise = generator.normal(size=(ROWS, head.num_outputs))
-        outputs = noise + (2 * ids[:, None] - 1 if name == "binary" else np.eye(len(known))[ids])
+        signals = {
+            "binary": lambda: 2 * ids[:, None] - 1,
+            "multiclass": lambda: np.eye(len(known))[ids],
+            "ordinal": lambda: 4 * (ids[:, None] > np.arange(3)) - 2,  # above which labels it is
+        }
+        outputs = noise + signals[name]()
     return head, labels, head.encode_labels(labels), outputs.astype("float32")
 
 
@@ -69,6 +75,10 @@ def rowwise_loss(name: str, targets: Array, outputs: Array) -> Array:
     if name == "multiclass":
         return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), targets]
     p = 1 / (1 + np.exp(-z))
+    if name == "ordinal":
+        steps = np.arange(z.shape[1])
+        entropy = -np.log(np.where(y[:, None] > steps, p, 1 - p))
+        return (entropy * (y[:, None] >= steps)).mean(axis=1)
     entropy = -(y * np.log(p) + (1 - y) * np.log(1 - p))
     return entropy if name == "multi_label" else entropy[:, 0]
 
@@ -265,6 +275,8 @@ def test_the_report_is_of_the_same_predictions(name: str) -> None:
     else:
         predicted = [row["label"] for row in rows]
         assert report["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted))
+        if name == "ordinal":
+            return
         wanted = reference.f1_score(labels, predicted, average="macro")
         assert report["macro_f1"] == pytest.approx(wanted)
 

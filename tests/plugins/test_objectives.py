@@ -260,6 +260,19 @@ def test_supervised_contrastive_draws_rows_of_one_label_together() -> None:
     assert_follows(bag_model(objective), loss)
 
 
+def test_a_row_without_a_label_is_in_no_contrast() -> None:
+    generator = np.random.default_rng(0)
+    pooled = generator.normal(size=(7, 5)).astype("float32")
+    labels = np.array([0, 1, np.nan, 0, np.nan, 1, 1], "float32")
+    objective: Any = create("supervised_contrastive", temperature=0.4)
+    known = ~np.isnan(labels)
+    units = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    found = objective.contrast(tf.constant(pooled), tf.constant(labels)).numpy()
+    assert not found[~known].any()
+    wanted = contrast_by_loops(units[known], labels[known], 0.4)
+    np.testing.assert_allclose(found[known], wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize("head", ["multi_label", "regression"])
 def test_supervised_contrastive_wants_one_label_a_row(head: str) -> None:
     model = tiny_model(head, objective="supervised_contrastive")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -13,6 +13,9 @@ from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, regression_report
 from bertkit.head import Dense, Head
 from bertkit.labels import rows_of
+from bertkit_plugins.heads.known import OfKnown
+from bertkit_plugins.heads.losses import PairwiseMargin, StandardizedSquaredError
+from bertkit_plugins.heads.options import check_choice, check_of_loss
 
 _LARGEST = float(np.finfo("float32").max)
 
@@ -29,6 +32,10 @@ class RegressionHead(Head):
         center: the number that stands for zero inside; learned from the data if `None`.
         scale: the number that stands for one inside; learned from the data if `None`.
         dropout: rate on the features.
+        loss: "squared_error"; or "pairwise_margin", which learns the order of the rows of a batch,
+            and no unit: predictions are then scores that rank.
+        margin: by how many units of `scale` the scores of two rows are to differ; 1 if `None`.
+        ignore_missing: whether rows without a label are taken, and add nothing.
     """
 
     single_label = False
@@ -39,9 +46,19 @@ class RegressionHead(Head):
         center: float | None = None,
         scale: float | None = None,
         dropout: float = 0.1,
+        loss: Literal["squared_error", "pairwise_margin"] = "squared_error",
+        margin: float | None = None,
+        ignore_missing: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(None, dropout, **kwargs)
+        check_choice("loss", loss, ("squared_error", "pairwise_margin"))
+        check_of_loss(loss, "pairwise_margin", margin=margin)
+        if loss == "pairwise_margin" and range is not None:
+            raise InputError(
+                f"range is {range}, and the loss 'pairwise_margin' gives scores without a unit, "
+                "which it would clip. Leave range out."
+            )
         if range is not None and (len(range) != 2 or not range[0] < range[1]):
             raise InputError(f"range is {range}; give the smallest and the largest number.")
         if scale is not None and not scale > 0:
@@ -49,6 +66,9 @@ class RegressionHead(Head):
         self.range = range
         self.center = center
         self.scale = scale
+        self.loss = loss
+        self.margin = margin
+        self.ignore_missing = ignore_missing
 
     @property
     def adapted(self) -> bool:
@@ -61,6 +81,7 @@ class RegressionHead(Head):
     def adapt(self, labels: Any) -> None:
         """Learn mean and standard deviation, as far as they are not given."""
         numbers = self._numbers(labels)
+        numbers = numbers[~np.isnan(numbers)]
         if not numbers.size:
             raise InputError("There are no labels. Give at least one.")
         if self.center is None:
@@ -94,20 +115,24 @@ class RegressionHead(Head):
         )
 
     def make_loss(self) -> keras.losses.Loss:
-        return StandardizedSquaredError(scale=self._known()[1])
+        scale = self._known()[1]
+        if self.loss == "squared_error":
+            return StandardizedSquaredError(scale)
+        return PairwiseMargin(1.0 if self.margin is None else self.margin, scale)
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
-        return [
-            keras.metrics.MeanAbsoluteError(name="mean_absolute_error"),
-            RunningPearson(name="pearson"),
-        ]
+        pearson = RunningPearson(name="pearson")
+        if self.loss == "pairwise_margin":
+            return [pearson]  # scores have no unit to be off by
+        error = keras.metrics.MeanAbsoluteError(name="mean_absolute_error")
+        return [OfKnown(error) if self.ignore_missing else error, pearson]
 
     def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         """Return that of normal distributions as wide as the scale, (B,)."""
         return tf.reduce_mean(tf.square((outputs - others) / self._known()[1]), axis=-1) / 2
 
     def encode_labels(self, labels: Any) -> np.ndarray:
-        """Return targets, float32 (N, 1).
+        """Return targets, float32 (N, 1); with `ignore_missing`, NaN where a label is missing.
 
         Raises:
             InputError: a label is no finite number, or outside `range`.
@@ -118,6 +143,9 @@ class RegressionHead(Head):
         """Return labels as float64, (N,)."""
         numbers = []
         for row, label in enumerate(rows_of(labels)):
+            if self._skips(label):
+                numbers.append(np.nan)
+                continue
             try:
                 number = float(label)
             except (TypeError, ValueError, OverflowError):
@@ -147,9 +175,13 @@ class RegressionHead(Head):
         return [{"value": float(value)} for value in self._clipped(outputs)]
 
     def report(self, targets: np.ndarray, outputs: np.ndarray) -> Report:
-        return regression_report(
-            np.asarray(targets, dtype="float64").reshape(-1), self._clipped(outputs)
-        )
+        """Return errors in the unit of the labels and correlations; of a ranking, the latter."""
+        targets = np.asarray(targets, dtype="float64").reshape(-1)
+        known = ~np.isnan(targets)
+        report = regression_report(targets[known], self._clipped(outputs)[known])
+        if self.loss == "pairwise_margin":
+            return {name: report[name] for name in ("pearson", "spearman")}
+        return report
 
     def _clipped(self, outputs: np.ndarray) -> np.ndarray:
         values = np.asarray(outputs, dtype="float64").reshape(-1)
@@ -158,24 +190,8 @@ class RegressionHead(Head):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["labels"]
-        return {**config, "range": self.range, "center": self.center, "scale": self.scale}
-
-
-@keras.saving.register_keras_serializable("bertkit")
-class StandardizedSquaredError(keras.losses.Loss):
-    """Squared error in units of `scale`: (B, 1) targets and predictions to (B,)."""
-
-    def __init__(
-        self, scale: float, name: str = "standardized_squared_error", **kwargs: Any
-    ) -> None:
-        super().__init__(name=name, **kwargs)
-        self.scale = scale
-
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_mean(tf.square((y_true - y_pred) / self.scale), axis=-1)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "scale": self.scale}
+        names = ("range", "center", "scale", "loss", "margin", "ignore_missing")
+        return {**config, **{name: getattr(self, name) for name in names}}
 
 
 @keras.saving.register_keras_serializable("bertkit")
@@ -183,7 +199,8 @@ class RunningPearson(keras.metrics.Metric):
     """Pearson's correlation over all rows seen; Keras's own averages that of each batch.
 
     The means and the sums of squares are merged batch by batch, by the method of Chan, Golub and
-    LeVeque 1979, which loses no digits to large means. Sample weights are not used.
+    LeVeque 1979, which loses no digits to large means. Rows whose target is NaN are left out.
+    Sample weights are not used.
     """
 
     def __init__(self, name: str = "pearson", dtype: Any = None) -> None:
@@ -196,9 +213,10 @@ class RunningPearson(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         columns = [tf.reshape(tf.cast(y, self.dtype), (-1,)) for y in (y_true, y_pred)]
         rows = tf.stack(columns, axis=1)  # (B, 2)
-        count = tf.cast(tf.shape(rows)[0], self.dtype)
-        mean = tf.math.divide_no_nan(tf.reduce_sum(rows, axis=0), count)
-        centred = rows - mean
+        known = ~tf.math.is_nan(rows[:, :1])  # (B, 1)
+        count = tf.reduce_sum(tf.cast(known, self.dtype))
+        mean = tf.math.divide_no_nan(tf.reduce_sum(tf.where(known, rows, 0.0), axis=0), count)
+        centred = tf.where(known, rows - mean, 0.0)
         total = self.count + count
         shift = mean - self.mean  # (2,)
         between = shift[:, None] * shift[None, :] * tf.math.divide_no_nan(self.count * count, total)

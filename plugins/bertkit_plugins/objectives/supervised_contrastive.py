@@ -53,10 +53,13 @@ class SupervisedContrastive(Objective):
         return (1 - self.weight) * task + self.weight * contrast, logits
 
     def contrast(self, pooled: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-        """Return the contrast of each row, float32 (B,), from (B, H) and label ids."""
+        """Return the contrast of each row, float32 (B,), from (B, H) and label ids.
+
+        A row whose label is NaN has no contrast, and is in none.
+        """
         units = tf.math.l2_normalize(tf.cast(pooled, tf.float32), axis=-1)
-        labels = tf.reshape(tf.cast(targets, tf.int32), (-1,))  # (B,)
-        others = 1.0 - tf.eye(tf.size(labels))
+        labels = tf.reshape(tf.cast(targets, tf.float32), (-1,))  # (B,): NaN is like nothing
+        others = tf.cast(~tf.math.is_nan(labels), tf.float32) * (1.0 - tf.eye(tf.size(labels)))
         alike = tf.cast(labels[:, None] == labels[None, :], tf.float32) * others
         similar = tf.matmul(units, units, transpose_b=True) / self.temperature  # (B, B)
         # A row's similarity to itself, the greatest there is, counts nowhere.
