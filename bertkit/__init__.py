@@ -16,6 +16,7 @@ _PUBLIC = {
     "BertClassifier": "bertkit.classifier",
     "BertEncoder": "bertkit.bert",
     "BertkitError": "bertkit.errors",
+    "Checkpoint": "bertkit.training.checkpoint",
     "Encoder": "bertkit.encoder",
     "Head": "bertkit.head",
     "Preprocessor": "bertkit.preprocessor",
@@ -34,6 +35,7 @@ __all__ = [
     "BertClassifier",
     "BertEncoder",
     "BertkitError",
+    "Checkpoint",
     "Encoder",
     "Head",
     "Preprocessor",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor
     from bertkit.registry import encoders, heads, preprocessors
     from bertkit.tokenizer import Vocabulary
+    from bertkit.training.checkpoint import Checkpoint
 
 
 def __getattr__(name: str) -> Any:
