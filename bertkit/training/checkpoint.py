@@ -53,34 +53,30 @@ class Checkpoint(keras.callbacks.Callback):
         self.on_note = on_note
         self.attached = False
 
-    def newest(self) -> Saved | None:
-        """Return the newest sound checkpoint, once it is known to be of this run.
+    def newest(self, identity: Mapping[str, Any]) -> Saved | None:
+        """Return the newest sound checkpoint, if it is of a run like this one.
+
+        Args:
+            identity: what tells this run from others.
 
         Raises:
-            ArtifactError: it is of another one; the message says what differs.
+            ArtifactError: it is of another run; the message says what differs.
         """
         saved = self.folder.newest(self.on_note)
-        if saved is not None:
-            self.check(saved, self.identity)
-        return saved
-
-    def check(self, saved: Saved, identity: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint that differs from this run.
-
-        Raises:
-            ArtifactError: anything of `identity` is not as it was.
-        """
+        if saved is None:
+            return None
         then = saved.state["identity"]
         differences = [
-            f"{name} was {shown(then.get(name))} and is {shown(value)}"
-            for name, value in identity.items()
-            if then.get(name) != value
+            f"{name} was {shown(then.get(name))} and is {shown(identity.get(name))}"
+            for name in {**then, **identity}
+            if then.get(name) != identity.get(name)
         ]
         if differences:
             raise ArtifactError(
                 f"The checkpoint in {self.folder.path} is of another run: {'; '.join(differences)}."
                 " Take that back to go on, or begin anew, with --overwrite or in another folder."
             )
+        return saved
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self.attached:

@@ -89,6 +89,11 @@ class CheckpointFolder:
         """Return the checkpoints, the newest first; whether they are sound is not known yet."""
         return sorted(self.path.glob("[0-9]*-*.npz"), reverse=True)
 
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        for path in self.files():
+            path.unlink()
+
     def newest(self, on_damage: Callable[[str], None]) -> Saved | None:
         """Return the newest sound checkpoint, or `None` where there are none at all.
 

@@ -89,9 +89,8 @@ def checkpointed(
         "the optimizer": _described(model.optimizer),
     }
     with checkpoint.folder.locked():
-        saved = checkpoint.newest()
+        saved = checkpoint.newest(identity)
         if saved is not None:
-            checkpoint.check(saved, identity)
             model._symbolic_build(data_batch=data.element_spec)  # metrics make variables late
         following = _Following(
             listed,
@@ -140,7 +139,7 @@ class _Following(keras.callbacks.CallbackList):
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
-        self._fresh = state.fresh_states(self.callbacks)
+        self._fresh = [state.forms_of(callback) for callback in self.callbacks]
         if self._saved is not None:
             self._restore(self._saved)
             self._tell(self._saved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,8 +18,6 @@ from bertkit.errors import ArtifactError
 
 _PLAIN = (bool, int, float, str, type(None))
 _CONTAINERS: dict[str, type[Any]] = {"list": list, "tuple": tuple}
-# What Keras gives a callback, which says nothing of what it has seen.
-_GIVEN = ("params",)
 
 
 class _NotPlainError(Exception):
@@ -142,26 +140,39 @@ def give_random(packed: Any, arrays: Any) -> None:
             tf.random.get_global_generator().reset(states["tensorflow"])
 
 
-def fresh_states(callbacks: Iterable[keras.callbacks.Callback]) -> list[dict[str, Any]]:
-    """Return what callbacks hold as training begins, to be compared with what they hold later."""
-    return [dict(_attributes(callback)) for callback in callbacks]
+def forms_of(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """Return what a callback holds in a form that can be compared; `None` cannot be packed."""
+    forms: dict[str, Any] = {}
+    for name, value in vars(callback).items():
+        packer = Packer()
+        try:
+            form = packer.pack(value)
+            forms[name] = form, [array.tobytes() for array in packer.arrays.values()]
+        except _NotPlainError:
+            forms[name] = None
+    return forms
 
 
 def take_callbacks(
     callbacks: Sequence[keras.callbacks.Callback],
-    fresh: Sequence[dict[str, Any]],
+    fresh: Sequence[Mapping[str, Any]],
     packer: Packer,
 ) -> list[Any]:
     """Pack what callbacks have changed of themselves since training began.
 
-    Open files and functions are left out, and so are arguments, which did not change.
+    Open files and functions are left out, and so are arguments, which do not change.
+
+    Args:
+        callbacks: in their order.
+        fresh: the `forms_of` each as training began.
+        packer: what packs.
     """
     packed = []
     for callback, before in zip(callbacks, fresh, strict=True):
         changed = {
             name: packer.pack(getattr(callback, name))
-            for name, form in _attributes(callback)
-            if form != before.get(name, _NotPlainError)
+            for name, form in forms_of(callback).items()
+            if form is not None and before.get(name, ()) not in (None, form)
         }
         packed.append([type(callback).__name__, changed])
     return packed
@@ -179,13 +190,3 @@ def give_callbacks(
             left.remove(found)
             for attribute, value in found[1].items():
                 setattr(callback, attribute, unpack(value, arrays))
-
-
-def _attributes(callback: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that can be packed, each in a form that can be compared."""
-    for name, value in vars(callback).items():
-        packer = Packer()
-        with contextlib.suppress(_NotPlainError):
-            if name not in _GIVEN:
-                form = packer.pack(value)
-                yield name, (form, [array.tobytes() for array in packer.arrays.values()])
