@@ -43,7 +43,7 @@ CONFIG: dict[str, Any] = {
                 "max_sequence_length": 32, "vocabulary": "vocab.txt"},
     "preprocessor": {"plugin": "single_text", "sequence_length": 32},
     "head": {"plugin": "binary"},
-    "training": {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_minutes": 0},
+    "training": {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_minutes": 0},
 }  # fmt: skip
 
 
@@ -173,9 +173,10 @@ def write_experiment(folder: Path, random: random.Random) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (folder / "vocab.txt").write_text("\n".join([*special, *WORDS, ""]))
     rows = []
-    for _ in range(300):
+    for _ in range(150):
         words = random.choices(WORDS, k=random.randint(1, 25))
-        rows.append({"text": " ".join(words), "label": "even" if words[0][-1] in "02468" else "odd"})
+        label = "even" if words[0][-1] in "02468" else "odd"
+        rows.append({"text": " ".join(words), "label": label})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.json").write_text(json.dumps(CONFIG))  # JSON is YAML
 

@@ -22,8 +22,9 @@ class Checkpoint(keras.callbacks.Callback):
 
         model.fit(texts, labels, callbacks=[bertkit.Checkpoint("film.checkpoint")])
 
-    One is written every few minutes, and at the end of an epoch if training would not take
-    noticeably longer for it. They stay when `fit` is done: remove the folder to begin anew.
+    One is written every few minutes (with `steps_per_execution` at the end of an epoch only), and
+    at the end of an epoch if training would not take noticeably longer for it. They stay when `fit`
+    is done: remove the folder to begin anew.
 
     Two things cannot be had back: the state of TensorFlow's own random operations (`tf.nn.dropout`,
     a graph of someone else's), so draw from a `keras.random.SeedGenerator`, and what a callback

@@ -160,8 +160,10 @@ class _Following(keras.callbacks.CallbackList):
         if batch >= self._skipped:
             super().on_train_batch_end(batch, logs)
             due = time.monotonic() - self._written >= 60 * self._checkpoint.minutes
-            if due and not self.model.stop_training:  # else the epoch ends here
-                self._write(self.epoch, min(batch + 1, self.params["steps"]))
+            # With several steps at once TensorFlow asks a shortened pass for more than it has.
+            alone = self.model.steps_per_execution == 1
+            if due and alone and not self.model.stop_training:  # else the epoch ends here
+                self._write(self.epoch, batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -178,8 +180,7 @@ class _Following(keras.callbacks.CallbackList):
     def _skip(self) -> None:
         """Let the model's step do nothing for the batches that had been computed."""
         self._train_function = self.model.train_function
-        calls = -(-self._skipped // self.model.steps_per_execution)
-        logs = self.model.get_metrics_result()
+        calls, logs = self._skipped, self.model.get_metrics_result()
 
         def skip(iterator: Any) -> Any:
             nonlocal calls
