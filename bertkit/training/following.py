@@ -24,7 +24,9 @@ from bertkit.training.checkpoint_files import Saved
 if TYPE_CHECKING:
     from bertkit.workflow import RawTextModel
 
-_PAUSE = 50  # an epoch's end is left out until training has taken so many times what writing took
+# An epoch's end is left out until training has taken so many times what writing takes: at first as
+# by a slow disk, in bytes a second, then as it was.
+_PAUSE, _SLOW_DISK = 50, 1e8
 _PACKAGES = ("bertkit", "keras", "tensorflow", "numpy")
 
 
@@ -128,7 +130,6 @@ class _Following(keras.callbacks.CallbackList):
         self._checkpoint, self._source, self._identity = checkpoint, source, identity
         self._saved = saved
         self._restored = False
-        self._written, self._cost = time.monotonic(), 0.0
         self._train_function: Any = None
         self.epoch = self._skipped = 0
         if saved is not None:
@@ -139,6 +140,8 @@ class _Following(keras.callbacks.CallbackList):
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
+        size = sum(np.array(variable).nbytes for variable in state.variables_of(self.model))
+        self._written, self._cost = time.monotonic(), size / _SLOW_DISK
         self._fresh = [state.forms_of(callback) for callback in self.callbacks]
         if self._saved is not None:
             self._restore(self._saved)
