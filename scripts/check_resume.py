@@ -16,6 +16,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,7 +111,7 @@ class Check:
     def kill_and_resume(self, most: int) -> list[Kill]:
         """Kill a new run again and again, so many times at most, until it has finished."""
         kills: list[Kill] = []
-        (self._folder / "run").exists() and self._remove()
+        shutil.rmtree(self._folder / "run", ignore_errors=True)
         while True:
             process = self._train("run", "--resume")
             if len(kills) < most:
@@ -147,25 +148,28 @@ class Check:
         stage = self._folder / "run.unfinished"
         if (self._folder / "run").exists():
             return "finished"
-        if (stage / "checkpoint" / "partial").exists():
+        partial = stage / "checkpoint" / "partial"
+        if partial.exists() and partial.stat().st_mtime > self._since:  # not of an earlier one
             return "writing a checkpoint"
         if (stage / "metrics.json").exists():
             return "finishing"
         return "training" if self._trains() else "starting"
 
     def _train(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        command = [BERTKIT, "train", "config.json", f"output_dir={name}", *self._overrides, *words]
+        self._since = time.time()
+        command = [str(BERTKIT), "train", "config.json", f"output_dir={name}", *words]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
         with (self._folder / "out.txt").open("wb") as out:
             return subprocess.Popen(
-                command, cwd=self._folder, stdout=out, stderr=out, env=environment
+                [*command, *self._overrides],
+                cwd=self._folder,
+                stdout=out,
+                stderr=out,
+                env=environment,
             )
 
     def _trains(self) -> bool:
         return b"Epoch " in (self._folder / "out.txt").read_bytes()
-
-    def _remove(self) -> None:
-        (self._folder / "run").rename(self._folder / f"run-{time.monotonic_ns()}")
 
 
 def write_experiment(folder: Path, random: random.Random) -> None:
