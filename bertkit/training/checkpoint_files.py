@@ -140,9 +140,8 @@ class CheckpointFolder:
             kept = f" The one before it is kept in {self.path}." if files else ""
             raise ArtifactError(
                 f"A checkpoint cannot be written ({error.strerror}).{kept} "
-                + (f"Two of them take {2 * size:.0f} MB: make room" if full else "Mend that")
-                + ", or choose another output_dir"
-                + (", and go on with --resume." if files else ", and train again.")
+                + (f"Two of them take {2 * size:.1f} MB: make room" if full else "Mend that")
+                + (" and go on with --resume." if files else ", or choose another output_dir.")
             ) from error
         finally:
             partial.unlink(missing_ok=True)
