@@ -19,6 +19,7 @@ _PUBLIC = {
     "Checkpoint": "bertkit.training.checkpoint",
     "Encoder": "bertkit.encoder",
     "Head": "bertkit.head",
+    "Objective": "bertkit.objective",
     "Preprocessor": "bertkit.preprocessor",
     "Vocabulary": "bertkit.tokenizer",
     "build": "bertkit.experiment",
@@ -26,6 +27,7 @@ _PUBLIC = {
     "export": "bertkit.exporting",
     "heads": "bertkit.registry",
     "load": "bertkit.artifact",
+    "objectives": "bertkit.registry",
     "preprocessors": "bertkit.registry",
     "run": "bertkit.experiment",
     "save": "bertkit.artifact",
@@ -38,6 +40,7 @@ __all__ = [
     "Checkpoint",
     "Encoder",
     "Head",
+    "Objective",
     "Preprocessor",
     "Vocabulary",
     "build",
@@ -45,6 +48,7 @@ __all__ = [
     "export",
     "heads",
     "load",
+    "objectives",
     "preprocessors",
     "run",
     "save",
@@ -59,8 +63,9 @@ if TYPE_CHECKING:
     from bertkit.experiment import build, run
     from bertkit.exporting import export
     from bertkit.head import Head
+    from bertkit.objective import Objective
     from bertkit.preprocessor import Preprocessor
-    from bertkit.registry import encoders, heads, preprocessors
+    from bertkit.registry import encoders, heads, objectives, preprocessors
     from bertkit.tokenizer import Vocabulary
     from bertkit.training.checkpoint import Checkpoint
 

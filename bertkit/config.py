@@ -84,6 +84,8 @@ class TrainingConfig:
         batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
         checkpoint_minutes: how many minutes of training may be lost when a run is interrupted; 0
             writes a checkpoint after each step.
+        micro_batch_size: rows that are computed at once, for less memory; the update is that of
+            the whole batch.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -98,6 +100,7 @@ class TrainingConfig:
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
@@ -122,6 +125,7 @@ class ExperimentConfig:
         encoder: which pretrained encoder.
         preprocessor: how text becomes token ids.
         head: what the labels mean.
+        objective: what a training step minimizes, if not the head's loss alone.
         training: how the model is trained.
         output_dir: the run folder.
         seed: of everything random.
@@ -132,6 +136,7 @@ class ExperimentConfig:
     encoder: PluginConfig
     preprocessor: PluginConfig
     head: PluginConfig
+    objective: PluginConfig | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output_dir: _Text = "runs/${name}"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -181,13 +186,14 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> ExperimentConfig:
 
 def to_yaml(config: ExperimentConfig) -> str:
     """Return a config as YAML, such that loading it gives an equal config."""
-    tree = {key.name: getattr(config, key.name) for key in dataclasses.fields(config)}
+    given = {key.name: getattr(config, key.name) for key in dataclasses.fields(config)}
+    tree = {key: section for key, section in given.items() if section is not None}
     for key, section in tree.items():
         if isinstance(section, PluginConfig):
             tree[key] = {"plugin": section.plugin, **section.arguments}
         elif key in SECTIONS:
-            given = dataclasses.asdict(section)
-            tree[key] = {name: value for name, value in given.items() if value is not None}
+            keys = dataclasses.asdict(section)
+            tree[key] = {name: value for name, value in keys.items() if value is not None}
     return dump(tree)
 
 
@@ -228,7 +234,7 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
     ]
     # `training:` with nothing under it is null, and means a section that sets nothing.
     for name in sections:
-        if values.get(name) is None and not problems.known((name,)):
+        if values.get(name) is None and not problems.known((name,)) and name != "objective":
             values[name] = {}
     fields = _checked(values, arguments, (), problems)
     for name in sections:

@@ -78,7 +78,7 @@ def build(config: ExperimentConfig | Mapping[str, Any]) -> BertClassifier:
         parts = {
             kind: registry.create(plugin.plugin, **plugin.arguments)
             for kind, registry in REGISTRIES.items()
-            for plugin in [getattr(config, kind)]
+            if (plugin := getattr(config, kind)) is not None
         }
         return BertClassifier(**parts)
 
@@ -247,6 +247,7 @@ def train(
         history = model.fit(
             **data,
             batch_tokens=training.batch_tokens,
+            micro_batch_size=training.micro_batch_size,
             epochs=training.epochs,
             callbacks=[*_loggers(folder / "history.csv", folder / "logs"), checkpoint],
         )

@@ -35,6 +35,8 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     settings = {"seed": config.seed}
     for kind in REGISTRIES:
+        if tree[kind] is None:  # an objective is optional
+            continue
         settings |= {f"{kind}.plugin": tree[kind]["plugin"]}
         settings |= {f"{kind}.{key}": value for key, value in tree[kind]["arguments"].items()}
     settings |= {f"training.{key}": value for key, value in tree["training"].items()}

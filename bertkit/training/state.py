@@ -64,7 +64,7 @@ def unpack(packed: Any, arrays: Any) -> Any:
 
 
 def variables_of(model: Any) -> list[Any]:
-    """Return every variable that training writes: weights, seeds, optimizer, metrics.
+    """Return every variable that training writes: weights, seeds, optimizer, metrics, objective.
 
     Keras's own seed generator, which operations without a seed draw from, is among them once
     there is one.
@@ -73,6 +73,7 @@ def variables_of(model: Any) -> list[Any]:
     seeds = [generator.state] if generator is not None else []
     everything = [
         *model.variables,
+        *([] if model.objective is None else model.objective.state),
         *model.optimizer.variables,
         *model.metrics_variables,
         *seeds,
