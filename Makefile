@@ -38,8 +38,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy scripts/check_tokenizer.py scripts/derive_data.py scripts/derive_unicode.py \
-	    scripts/fetch_demo.py
+	$(BIN)/mypy scripts/check_resume.py scripts/check_tokenizer.py scripts/derive_data.py \
+	    scripts/derive_unicode.py scripts/fetch_demo.py
 	$(BIN)/mypy benchmarks
 
 wheel: $(VENV)/.installed-dev

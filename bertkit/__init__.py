@@ -16,6 +16,7 @@ _PUBLIC = {
     "BertClassifier": "bertkit.classifier",
     "BertEncoder": "bertkit.bert",
     "BertkitError": "bertkit.errors",
+    "Checkpoint": "bertkit.training.checkpoint",
     "Encoder": "bertkit.encoder",
     "Head": "bertkit.head",
     "Objective": "bertkit.objective",
@@ -36,6 +37,7 @@ __all__ = [
     "BertClassifier",
     "BertEncoder",
     "BertkitError",
+    "Checkpoint",
     "Encoder",
     "Head",
     "Objective",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor
     from bertkit.registry import encoders, heads, objectives, preprocessors
     from bertkit.tokenizer import Vocabulary
+    from bertkit.training.checkpoint import Checkpoint
 
 
 def __getattr__(name: str) -> Any:

@@ -189,7 +189,7 @@ def staged(folder: str | Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
         raise
     try:
-        _move(stage, folder, replace)
+        put_in_place(stage, folder, replace)
     except OSError as error:  # what is finished is not thrown away
         raise ArtifactError(
             f"{folder} cannot be put in place ({error.strerror}): something took that name "
@@ -197,8 +197,12 @@ def staged(folder: str | Path, replace: bool = False) -> Iterator[Path]:
         ) from error
 
 
-def _move(stage: Path, folder: Path, replace: bool) -> None:
-    """Put the finished stage in place; an old folder stands aside first, and goes last."""
+def put_in_place(stage: Path, folder: Path, replace: bool) -> None:
+    """Give a finished folder its name; an old folder stands aside first, and goes last.
+
+    Raises:
+        OSError: something has that name, and is not to be replaced.
+    """
     old = stage.with_name(f"{stage.name}.old")
     if replace and folder.exists():
         folder.rename(old)

@@ -47,6 +47,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run of that name, once this one is done.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an unfinished run of that name, if any."),
+    ] = False,
 ) -> None:  # fmt: skip
     """Train and evaluate a model, and write its run folder."""
     from bertkit.console import print_metrics, quiet_start
@@ -59,7 +63,7 @@ def train(
     if dry_run:
         print(to_yaml(experiment_config), end="")
         _print_parts(experiment_config)
-        experiment.check_inputs(experiment_config, overwrite)
+        experiment.check_inputs(experiment_config, overwrite, resume)
         return
     from rich import print as rich_print
 
@@ -68,6 +72,8 @@ def train(
         overwrite=overwrite,
         on_data=lambda reports: rich_print(render(reports)),
         verbose=1 if sys.stdout.isatty() else 2,
+        resume=resume,
+        on_note=lambda note: print(note, flush=True),
     )
     if result.metrics:
         print_metrics(result.metrics)

@@ -82,6 +82,8 @@ class TrainingConfig:
             that the encoder computes once.
         head_learning_rate: the learning rate of these epochs.
         batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
+        checkpoint_minutes: how many minutes of training may be lost when a run is interrupted; 0
+            writes a checkpoint after each step.
         micro_batch_size: rows that are computed at once, for less memory; the update is that of
             the whole batch.
     """
@@ -97,6 +99,7 @@ class TrainingConfig:
     head_epochs: Annotated[int, Field(ge=0)] = 0
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:

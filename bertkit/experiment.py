@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from bertkit.config import (
     ExperimentConfig,
     TrainingConfig,
     config_from_mapping,
+    load_config,
     to_yaml,
 )
 from bertkit.data.batches import TokenBudget, batch_count, plan
@@ -29,8 +31,18 @@ from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
+from bertkit.training.checkpoint import Checkpoint
+from bertkit.training.history import HistoryFile
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
+from bertkit.unfinished import (
+    check_same,
+    check_unfinished,
+    checkpoints_of,
+    settings_of,
+    tidy,
+    unfinished,
+)
 
 if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor
@@ -89,34 +101,50 @@ def run(
     overwrite: bool = False,
     on_data: Callable[[Mapping[str, DataReport]], None] = lambda reports: None,
     verbose: int | str = "auto",
+    resume: bool = False,
+    on_note: Callable[[str], None] = warnings.warn,
 ) -> Result:
     """Train and evaluate a model, and write its run folder.
 
     The folder appears when the run has succeeded, and not before: `config.yaml`, `model/`,
     `metrics.json`, `data.json`, `history.csv`, `head_history.csv` and `logs/` for TensorBoard.
+    Until then it stands under its name with ".unfinished" added, and stays there with its
+    checkpoints if the run is interrupted.
 
     Args:
         config: an experiment, or a mapping of the form of its YAML.
         overwrite: whether a run folder of that name is replaced, once the new run has succeeded.
         on_data: called with what was read, before training begins.
         verbose: as in `keras.Model.fit`.
+        resume: whether an unfinished run of that name goes on; it ends with the same weights as
+            if it had not been interrupted. Without one, training begins at its beginning, and of
+            a finished run of the same config the result is returned.
+        on_note: told, in a sentence, what is resumed, or that nothing is.
 
     Raises:
         ConfigError: the config is wrong, the memory does not suffice, or training diverged.
         DataError: a file or a row cannot be used.
-        ArtifactError: the run folder exists already.
+        ArtifactError: the run folder exists already, or so does an unfinished run, which another
+            process is training, or which cannot go on with this config and these rows.
         BertkitError: a part cannot be made.
     """
     config = _valid(config)
-    check_inputs(config, overwrite)
     folder = Path(config.output_dir)
+    checkpoint = Checkpoint(
+        checkpoints_of(folder), config.training.checkpoint_minutes, settings_of(config), on_note
+    )
+    anew = overwrite or checkpoint.folder.files()
+    if resume and not anew and (found := _finished(config)):
+        on_note(f"{folder} is finished already, so there is nothing to resume.")
+        return found
+    check_inputs(config, overwrite, resume)
     keras.utils.set_random_seed(config.seed)
     model = build(config)
     splits = read_data(config, model)
     on_data({name: split.report for name, split in splits.items()})
-    with artifact.staged(folder, replace=overwrite) as stage:
+    with unfinished(folder, checkpoint.folder, overwrite, resume, on_note) as stage:
         (stage / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        train(model, splits, config.training, stage, verbose)
+        train(model, splits, config.training, stage, verbose, checkpoint)
         metrics = {
             name: evaluate(model, split) for name, split in splits.items() if name != "train"
         }
@@ -186,8 +214,11 @@ def train(
     training: TrainingConfig,
     folder: Path,
     verbose: int | str,
+    checkpoint: Checkpoint,
 ) -> None:
     """Fit a model, its head alone first if so wanted, with histories and logs in a folder.
+
+    Where there is a checkpoint, the head had been trained before it.
 
     Raises:
         DataError: a label cannot be used.
@@ -207,7 +238,7 @@ def train(
         "validation_data": validation and (validation.examples, validation.labels),
         "verbose": verbose,
     }
-    if training.head_epochs:
+    if training.head_epochs and not checkpoint.folder.files():
         history = model.fit_head(
             **data,
             epochs=training.head_epochs,
@@ -222,7 +253,7 @@ def train(
             batch_tokens=training.batch_tokens,
             micro_batch_size=training.micro_batch_size,
             epochs=training.epochs,
-            callbacks=_loggers(folder / "history.csv", folder / "logs"),
+            callbacks=[*_loggers(folder / "history.csv", folder / "logs"), checkpoint],
         )
         _check_converged(
             history, "training.learning_rate", training.learning_rate, ", or raise training.warmup"
@@ -231,7 +262,7 @@ def train(
 
 def _loggers(history: Path, logs: Path) -> list[keras.callbacks.Callback]:
     return [
-        keras.callbacks.CSVLogger(str(history)),
+        HistoryFile(history),
         keras.callbacks.TensorBoard(str(logs), write_graph=False),
     ]
 
@@ -325,14 +356,15 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_inputs(config: ExperimentConfig, overwrite: bool) -> None:
+def check_inputs(config: ExperimentConfig, overwrite: bool, resume: bool = False) -> None:
     """Check what can be checked without reading a file to its end or building a model.
 
     Raises:
         DataError: a file is missing, or its first row cannot be used.
-        ArtifactError: the run folder exists already.
+        ArtifactError: the run folder exists already, or an unfinished run.
     """
     _check_free(Path(config.output_dir), overwrite)
+    check_unfinished(Path(config.output_dir), overwrite, resume)
     for paths in (config.data.train, config.data.validation, config.data.test):
         if paths is not None and not isinstance(paths, float):
             next(read_rows(paths, columns_of(config)))
@@ -355,6 +387,21 @@ def _valid(config: ExperimentConfig | Mapping[str, Any]) -> ExperimentConfig:
     if isinstance(config, ExperimentConfig):
         return config
     return config_from_mapping(config)
+
+
+def _finished(config: ExperimentConfig) -> Result | None:
+    """Return the result of a finished run of this config, if there is one of that name.
+
+    Raises:
+        ArtifactError: it is of another config.
+    """
+    folder = Path(config.output_dir)
+    if not (folder / "config.yaml").is_file() or not _is_run(folder):
+        return None
+    check_same(folder, load_config([folder / "config.yaml"]), config)
+    tidy(folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return Result(artifact.load(folder), metrics, folder)
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

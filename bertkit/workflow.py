@@ -34,6 +34,7 @@ from bertkit.objective import Objective
 from bertkit.predicting import predict_examples, trace_once
 from bertkit.preprocessor import Preprocessor
 from bertkit.training import schedule as _schedule  # noqa: F401 - saved optimizers name it
+from bertkit.training.following import checkpointed
 from bertkit.training.optimizer import AdamW
 
 DEFAULT_LEARNING_RATE = 5e-5
@@ -126,16 +127,28 @@ class RawTextModel(keras.Model):
                 names = ("x", "y", "sample_weight")
                 columns = tuple(validation[name] for name in names if name in validation)
                 validation_data = columns if len(columns) > 1 else columns[0]
-        with feed.surfaced(), heeded_interrupts() as interrupts:
+        with (
+            feed.surfaced(),
+            heeded_interrupts() as interrupts,
+            checkpointed(
+                self,
+                _with(callbacks, counter, EncoderMoves(self), interrupts),
+                None if steps_per_epoch else training["x"],
+                validation_data,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                verbose=verbose,
+            ) as resumed,
+        ):
             return super().fit(
                 **training,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=_with(callbacks, counter, EncoderMoves(self), interrupts),
+                callbacks=resumed.callbacks,
                 validation_data=validation_data,
                 validation_batch_size=validation_batch_size,
                 shuffle=shuffle and "y" in training,  # a dataset shuffles itself
-                initial_epoch=initial_epoch,
+                initial_epoch=resumed.initial_epoch,
                 steps_per_epoch=steps_per_epoch,
                 validation_steps=validation_steps,
                 validation_freq=validation_freq,

@@ -145,7 +145,7 @@ def make_dataset(
     Raises:
         InputError: a row is longer than a batch may be.
     """
-    source = _Source(examples, columns, batch_size, order, seed, epoch, multiple)
+    source = BatchSource(examples, columns, batch_size, order, seed, epoch, multiple)
     there = weakref.proxy(source)
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
     signature = (examples.signature, *others)
@@ -162,21 +162,26 @@ def make_dataset(
         return tf.nest.pack_sequence_as(signature, tensors)
 
     def begin(_: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.numpy_function(lambda: np.int64(there.epoch()), (), tf.int64), ())
+        return tf.ensure_shape(tf.numpy_function(lambda: there.begin(), (), tf.int64), (2,))
 
     # Not `from_generator`: under one, TensorFlow makes the process give back memory at once, and
     # each step asks the system for it anew.
     count = batch_count(examples.lengths, batch_size, order)
     dataset = tf.data.Dataset.range(1).map(begin)
     dataset = dataset.flat_map(
-        lambda epoch: tf.data.Dataset.range(count).map(lambda step: load(epoch, step))
+        lambda at: tf.data.Dataset.range(at[1], count).map(lambda step: load(at[0], step))
     )
     return prefetched(dataset.apply(tf.data.experimental.assert_cardinality(count)), source)
 
 
 @dataclass
-class _Source:
-    """What a dataset reads from; the arguments are those of `make_dataset`."""
+class BatchSource:
+    """What a dataset reads from; the arguments are those of `make_dataset`.
+
+    Attributes:
+        first: an epoch, and the batch that a pass in that epoch begins with; all other passes
+            begin with batch 0.
+    """
 
     examples: Examples | Features
     columns: tuple[np.ndarray, ...]
@@ -185,7 +190,13 @@ class _Source:
     seed: int
     epoch: Callable[[], int]
     multiple: int
+    first: tuple[int, int] = (0, 0)
     _planned: tuple[int, list[np.ndarray]] | None = None
+
+    def begin(self) -> np.ndarray:
+        """Return the epoch and the first batch of a pass that begins now, int64 (2,)."""
+        epoch, batch = self.epoch(), self.first[1]
+        return np.array([epoch, batch if epoch == self.first[0] else 0])
 
     def batch(self, epoch: int, step: int) -> list[np.ndarray]:
         """Return a batch of an epoch, flat: the inputs, and what goes with them."""

@@ -409,7 +409,7 @@ def test_an_exception_leaves_nothing_behind(
 
     class FailingHead(type(heads.create("binary"))):  # type: ignore[misc]
         def make_metrics(self) -> Any:
-            assert any(path.name.startswith(".binary.") for path in Path("runs").iterdir())
+            assert Path("runs/binary.unfinished").is_dir()
             raise error
 
     heads.register("failing_run")(FailingHead)
@@ -496,9 +496,8 @@ def wait_for(found: Callable[[], bool]) -> None:
 
 
 def trained_some(name: str) -> bool:
-    """Return whether a run in the making has finished an epoch."""
-    files = list(Path("killed").glob(f".{name}.*/history.csv"))
-    return bool(files) and len(files[0].read_text().splitlines()) > 1
+    """Return whether a run in the making has written a checkpoint."""
+    return any(Path("killed", f"{name}.unfinished", "checkpoint").glob("*.npz"))
 
 
 def test_a_run_in_a_process_of_its_own(results: dict[str, experiment.Result]) -> None:
@@ -531,8 +530,7 @@ def test_a_killed_run_leaves_the_earlier_one(place: Path) -> None:
     assert over.returncode == -signal.SIGKILL
     assert snapshot(place / "killed" / "earlier") == before
     names = {path.name for path in Path("killed").iterdir()}
-    (stage,) = names - {"earlier"}  # what was killed could not tidy up; what was interrupted did
-    assert stage.startswith(".earlier.")
+    assert names == {"earlier", "earlier.unfinished", "new.unfinished"}
 
 
 def test_a_full_disk_leaves_nothing_half_written(
