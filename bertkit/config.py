@@ -8,6 +8,7 @@ it is for folders and names, not for secrets.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bertkit.arguments import Argument, arguments_of, convert, describe, nearest
+from bertkit.arguments import Argument, arguments_of, convert, describe, nearest, section_of
 from bertkit.errors import ConfigError, PluginError
 from bertkit.merging import (
     COMMAND_LINE,
@@ -66,6 +67,25 @@ class DataConfig:
 
 
 @dataclass
+class ParameterGroupConfig:
+    """Weights that are trained differently.
+
+    Attributes:
+        match: a regular expression that is searched in the paths of weights; each weight belongs
+            to the first group that matches it.
+        learning_rate: their highest learning rate, in place of that of the training.
+        weight_decay: their weight decay, biases and norms included, in place of that of the
+            training.
+        frozen: whether they stay as they are.
+    """
+
+    match: _Text
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    frozen: bool = False
+
+
+@dataclass
 class TrainingConfig:
     """How the model is trained.
 
@@ -82,6 +102,7 @@ class TrainingConfig:
             that the encoder computes once.
         head_learning_rate: the learning rate of these epochs.
         batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
+        parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -95,6 +116,7 @@ class TrainingConfig:
     head_epochs: Annotated[int, Field(ge=0)] = 0
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    parameter_groups: list[ParameterGroupConfig] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
@@ -183,9 +205,12 @@ def to_yaml(config: ExperimentConfig) -> str:
         if isinstance(section, PluginConfig):
             tree[key] = {"plugin": section.plugin, **section.arguments}
         elif key in SECTIONS:
-            given = dataclasses.asdict(section)
-            tree[key] = {name: value for name, value in given.items() if value is not None}
+            tree[key] = dataclasses.asdict(section, dict_factory=_given)
     return dump(tree)
+
+
+def _given(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if value is not None}
 
 
 def _config(
@@ -239,6 +264,7 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
                     "expected this or batch_size, not both; null takes one back",
                     given["batch_tokens"],
                 )
+            _check_groups(given, (name, "parameter_groups"), problems)
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)
         elif isinstance(section, dict):
@@ -303,10 +329,47 @@ def _checked(
                 problems.add(here, f"missing, expected {describe(argument.annotation)}")
             continue
         try:
-            result[argument.name] = convert(argument.annotation, values[argument.name])
+            result[argument.name] = _converted(
+                argument.annotation, values[argument.name], here, problems
+            )
         except ValueError as error:
             problems.add(here, str(error), values[argument.name])
     return result
+
+
+def _converted(annotation: Any, value: Any, path: KeyPath, problems: Problems) -> Any:
+    """Return a value as `convert` does, and a section in it key by key; `None` after a note.
+
+    Raises:
+        ValueError: it does not fit, and no key in it is to blame.
+    """
+    schema, many = section_of(annotation) or (None, False)
+    if schema and not many and isinstance(value, dict):
+        given = _checked(value, arguments_of(schema), path, problems)
+        return None if problems.known(path) else schema(**given)
+    if schema and many and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        items = enumerate(value)
+        return [_converted(schema, item, (*path, index), problems) for index, item in items]
+    return convert(annotation, value)
+
+
+def _check_groups(training: Mapping[str, Any], path: KeyPath, problems: Problems) -> None:
+    """Note what is wrong with parameter groups beyond the types of their keys."""
+    for index, group in enumerate(training.get("parameter_groups") or ()):
+        here = (*path, index)
+        if problems.known(here):
+            continue
+        try:
+            re.compile(group.match)
+        except re.error as error:
+            wanted = f"expected a regular expression, such as layer_0/ ({error})"
+            problems.add((*here, "match"), wanted, group.match)
+        if group.frozen and (group.learning_rate or group.weight_decay) is not None:
+            wanted = "expected this, or learning_rate and weight_decay, not both"
+            problems.add((*here, "frozen"), wanted, True)
+        elif not group.frozen and not group.learning_rate and training.get("layer_decay", 1) < 1:
+            wanted = "missing, expected a number, since layer_decay leaves out what a group has"
+            problems.add((*here, "learning_rate"), wanted)
 
 
 def _elsewhere(key: Any) -> str:

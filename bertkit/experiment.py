@@ -30,6 +30,7 @@ from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
+from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
 
@@ -265,16 +266,39 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
     schedule = WarmupSchedule(
         training.learning_rate, steps, round(training.warmup * steps), training.schedule
     )
-    multipliers = layer_decay(model.encoder, training.layer_decay)
     model.compile(
         optimizer=AdamW(
-            schedule,
-            multipliers if training.layer_decay < 1 else None,
-            weight_decay=training.weight_decay,
+            schedule, parameter_groups(model, training), weight_decay=training.weight_decay
         ),
         loss=model.head.make_loss(),
         metrics=model.head.make_metrics(),
     )
+
+
+def parameter_groups(model: BertClassifier, training: TrainingConfig) -> list[ParameterGroup]:
+    """Freeze what is to be frozen, and return the groups for the optimizer of the rest.
+
+    Raises:
+        InputError: a group matches no weight.
+    """
+    groups = training.parameter_groups or []
+    check_matches(groups, model.weights)
+    for weight in model.weights:
+        group = group_of(weight.path, groups)
+        if group and group.frozen:
+            weight.trainable = False
+    made = [
+        ParameterGroup(
+            group.match,
+            1.0 if group.learning_rate is None else group.learning_rate / training.learning_rate,
+            group.weight_decay,
+        )
+        for group in groups
+        if not group.frozen
+    ]
+    if training.layer_decay < 1:
+        made += layer_decay(model.encoder, training.layer_decay)
+    return made
 
 
 @_enough_memory()

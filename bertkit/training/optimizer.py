@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from bertkit.errors import InputError
+from bertkit.training.groups import ParameterGroup, check_matches, group_of
 
 if TYPE_CHECKING:
     from bertkit.encoder import Encoder
@@ -25,61 +27,35 @@ class AdamW(keras.optimizers.AdamW):
 
     Args:
         learning_rate: a number or a schedule.
-        learning_rate_multipliers: regular expressions, and what the learning rate of a variable
-            is multiplied with if one is found in its path; the first that is found counts.
-            `layer_decay` makes them for the layers of an encoder.
+        parameter_groups: variables with a learning rate or a weight decay of their own; each
+            variable belongs to the first that matches it. `layer_decay` makes them for the layers
+            of an encoder.
         **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported.
-
-    Raises:
-        InputError: a multiplier is negative, or an expression is none.
     """
 
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        learning_rate_multipliers: Mapping[str, float] | None = None,
+        parameter_groups: Sequence[ParameterGroup] = (),
         **options: Any,
     ) -> None:
         super().__init__(learning_rate, **options)
-        self.learning_rate_multipliers = dict(learning_rate_multipliers or {})
-        for pattern, factor in self.learning_rate_multipliers.items():
-            if not 0 <= factor < float("inf"):
-                raise InputError(
-                    f"The learning rate multiplier of {pattern!r} is {factor!r}. Give a finite "
-                    "number, 0 or more."
-                )
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(
-                    f"{pattern!r} is no regular expression ({error}). It is searched in the paths "
-                    "of variables: give one such as 'layer_0/'."
-                ) from None
-        self._factors: list[float] = []
+        self.parameter_groups = tuple(parameter_groups)
+        self._groups: list[ParameterGroup | None] = []  # of each variable
         self._powers: list[Any] | None = None  # of the betas, during an update
 
     def build(self, variables: Any) -> None:
         """Make the moments of each variable.
 
         Raises:
-            InputError: `amsgrad` is asked for, which the fused update does not know, or a
-                multiplier's expression is found in no variable's path.
+            InputError: `amsgrad` is asked for, which the fused update does not know, or a group
+                matches no variable.
         """
         if self.amsgrad:
             raise InputError("bertkit's AdamW has no amsgrad. Use keras.optimizers.AdamW.")
-        self._factors = self._factors_of([variable.path for variable in variables])
+        check_matches(self.parameter_groups, variables)
+        self._groups = [group_of(variable.path, self.parameter_groups) for variable in variables]
         super().build(variables)
-
-    def _factors_of(self, paths: list[str]) -> list[float]:
-        multipliers = self.learning_rate_multipliers
-        found = [next((p for p in multipliers if re.search(p, path)), None) for path in paths]
-        for pattern in multipliers:
-            if not any(re.search(pattern, path) for path in paths):
-                raise InputError(
-                    f"The learning rate multiplier {pattern!r} is found in the path of no "
-                    f"variable that is trained. There are: {', '.join(paths[:5])}, …"
-                )
-        return [1.0 if pattern is None else float(multipliers[pattern]) for pattern in found]
 
     def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables, with what they share computed once."""
@@ -98,10 +74,12 @@ class AdamW(keras.optimizers.AdamW):
         index = self._get_variable_index(variable)
         dtype = variable.dtype
         rate = tf.cast(learning_rate, dtype)
-        if self._factors[index] != 1.0:
-            rate *= self._factors[index]
-        if self.weight_decay is not None and self._use_weight_decay(variable):
-            variable.assign_sub(variable * (tf.cast(self.weight_decay, dtype) * rate))
+        group = self._groups[index]
+        if group is not None and group.learning_rate_multiplier != 1.0:
+            rate *= group.learning_rate_multiplier
+        decay = self._decay_of(variable, group)
+        if decay is not None:
+            variable.assign_sub(variable * (tf.cast(decay, dtype) * rate))
         powers = self._powers or self._beta_powers()
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
@@ -119,29 +97,37 @@ class AdamW(keras.optimizers.AdamW):
     def _apply_weight_decay(self, variables: Any) -> None:
         """Do nothing: each variable is decayed in its `update_step`, by its own learning rate."""
 
-    def _use_weight_decay(self, variable: Any) -> bool:
-        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
+    def _decay_of(self, variable: Any, group: ParameterGroup | None) -> float | None:
+        if group is not None and group.weight_decay is not None:
+            return group.weight_decay
+        decays = len(variable.shape) > 1 and self._use_weight_decay(variable)
+        return self.weight_decay if decays else None
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "learning_rate_multipliers": self.learning_rate_multipliers,
-        }
+        groups = [asdict(group) for group in self.parameter_groups]
+        return {**super().get_config(), "parameter_groups": groups}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> AdamW:
+        """Make an optimizer from what `get_config` returned."""
+        groups = [ParameterGroup(**group) for group in config.get("parameter_groups", ())]
+        return super().from_config({**config, "parameter_groups": groups}, custom_objects)
 
 
-def layer_decay(encoder: Encoder, decay: float) -> dict[str, float]:
-    """Return learning rate multipliers that fall by a factor from layer to layer, top to bottom.
+def layer_decay(encoder: Encoder, decay: float) -> list[ParameterGroup]:
+    """Return groups whose learning rate falls by a factor from layer to layer, top to bottom.
 
     The head and the pooling train at the full rate, the last layer at `decay` times it, and so on
     down to the embeddings: the discriminative fine-tuning of Howard and Ruder 2018
-    (https://arxiv.org/abs/1801.06146).
+    (https://arxiv.org/abs/1801.06146). A layer that is frozen has no group.
     """
     layers = encoder.layers_in_order()
-    return {
-        f"{re.escape(layer.path)}/": decay**depth
+    return [
+        ParameterGroup(f"{re.escape(layer.path)}/", decay**depth)
         for depth, layer in zip(range(len(layers), 0, -1), layers, strict=True)
-    }
+        if layer.trainable_weights
+    ]
 
 
 def _handle(variable: Any) -> tf.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -23,6 +24,7 @@ from bertkit.arguments import arguments_of, convert, describe
 from bertkit.config import (
     DataConfig,
     ExperimentConfig,
+    ParameterGroupConfig,
     PluginConfig,
     TrainingConfig,
     config_from_mapping,
@@ -435,6 +437,7 @@ WRONG: dict[str, list[Any]] = {
     "training.layer_decay": [None, 0.0, 1.1, "0.9", [0.9]],
     "training.weight_decay": [None, -0.01, "0.01", False, [0.1], float("-inf")],
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
+    "training.parameter_groups": [3, "head", True, {"match": "head"}, [3], ["head"], [[]]],
 }
 TABLE = [(path, value) for path, values in WRONG.items() for value in values]
 
@@ -637,6 +640,52 @@ def test_labels_that_yaml_takes_for_booleans(tmp_path: Path) -> None:
 def test_hint(path: str, value: Any, hint: str) -> None:
     (line,) = mistakes(config_from_mapping, changed(path, value))
     assert hint in line
+
+
+GROUP = {"match": "layer_0/", "learning_rate": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("0.matsch", "x", '.0.matsch = "x": unknown key, expected one of match, learning_rate, '
+         "weight_decay, frozen; did you mean 'match'?"),
+        ("1.match", 3, ".1.match = 3: expected text; quote it to make it text"),
+        ("1.match", "layer_(", '.1.match = "layer_(": expected a regular expression, such as '
+         "layer_0/ (missing ), unterminated subpattern at position 6)"),
+        ("1.learning_rate", 0, ".1.learning_rate = 0: expected a number above 0 or null"),
+        ("1.weight_decay", "0.1", '.1.weight_decay = "0.1": expected a number at least 0 or null; '
+         "write it without quotes"),
+        ("1.frozen", "yes", '.1.frozen = "yes": expected true or false'),
+        ("1.frozen", True, ".1.frozen = true: expected this, or learning_rate and weight_decay, "
+         "not both"),
+    ],
+)  # fmt: skip
+def test_a_mistake_within_a_parameter_group(path: str, value: Any, line: str) -> None:
+    groups: list[dict[str, Any]] = [dict(GROUP), dict(GROUP)]
+    index, key = path.split(".")
+    groups[int(index)][key] = value
+    (found,) = mistakes(config_from_mapping, changed("training.parameter_groups", groups))
+    assert found == f"config: training.parameter_groups{line}"
+
+
+def test_parameter_groups(tmp_path: Path) -> None:
+    text = "training: {parameter_groups: [{match: a, frozen: true}, {match: b, weight_decay: 0}]}"
+    files = [write(tmp_path, "a.yaml", BASE), write(tmp_path, "b.yaml", text)]
+    config = load_config(files)
+    assert config.training.parameter_groups == [
+        ParameterGroupConfig("a", frozen=True),
+        ParameterGroupConfig("b", weight_decay=0.0),
+    ]
+    assert load_config([write(tmp_path, "c.yaml", to_yaml(config))]) == config
+    (line,) = mistakes(load_config, files, ["training.layer_decay=0.9"])
+    assert line == (
+        f"{files[1]}: training.parameter_groups.1.learning_rate: missing, expected a number, since "
+        "layer_decay leaves out what a group has"
+    )
+    (line,) = mistakes(load_config, files, ["training.parameter_groups=[{frozen: true}]"])
+    assert line == "command line: training.parameter_groups.0.match: missing, expected text"
+    assert load_config(files, ["training.parameter_groups=null"]).training == TrainingConfig()
 
 
 def test_misspelt_plugin_key() -> None:
@@ -931,6 +980,15 @@ CONFIGS = st.builds(
         learning_rate=st.floats(0, exclude_min=True, allow_infinity=False),
         warmup=st.floats(0, 1),
         schedule=st.sampled_from(["linear", "cosine", "constant"]),
+        parameter_groups=st.none()
+        | st.lists(
+            st.builds(
+                ParameterGroupConfig,
+                st.from_regex("[a-z/${}]{1,9}", fullmatch=True).map(re.escape),
+                weight_decay=st.none() | st.floats(0, 1),
+            ),
+            max_size=3,
+        ),
     ),
     output_dir=PLAIN_TEXT,
     seed=st.integers(0, 2**32 - 1),

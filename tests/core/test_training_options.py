@@ -1,0 +1,102 @@
+"""The options of `training`, from the config to the weights of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bertkit
+from bertkit import experiment
+from bertkit.config import config_from_mapping
+from bertkit.errors import InputError
+from tests.command_line import tiny_config, write_tiny_data
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(write_tiny_data(tmp_path))
+    yield tmp_path
+
+
+def config_of(**training: Any) -> dict[str, Any]:
+    """Return a config of the tiny model with two layers, at a constant learning rate."""
+    config = tiny_config(output_dir="run")
+    config["encoder"]["num_layers"] = 2
+    config["training"].update({"warmup": 0, "schedule": "constant", **training})
+    return config
+
+
+def prepared(**training: Any) -> bertkit.BertClassifier:
+    """Return the model of a config, ready to be trained."""
+    config = config_from_mapping(config_of(**training))
+    model = experiment.build(config)
+    rows = experiment.read_data(config, model)["train"]
+    experiment.prepare(model, rows, config.training)
+    return model
+
+
+def run(**training: Any) -> tuple[bertkit.BertClassifier, bertkit.BertClassifier]:
+    """Return the model of a run as it was before, and as it is loaded from the run folder."""
+    config = config_of(**training)
+    before = experiment.run({**config, "training": {"epochs": 0, "head_epochs": 1}, "name": "b",
+                             "output_dir": "before"}, verbose=0).model  # fmt: skip
+    experiment.run(config, verbose=0)
+    return before, bertkit.load("run")
+
+
+def paths(weights: list[Any]) -> set[str]:
+    """Return the paths of an encoder's weights within it."""
+    return {"/".join(weight.path.split("/")[1:]) for weight in weights}
+
+
+def moved(before: bertkit.BertClassifier, after: bertkit.BertClassifier) -> set[str]:
+    """Return the paths of the weights that differ in a bit."""
+    return paths(
+        [
+            weight
+            for weight, old in zip(after.encoder.weights, before.encoder.weights, strict=True)
+            if not np.array_equal(weight, old)
+        ]
+    )
+
+
+def test_parameter_groups_freeze_and_set_rates_and_decays() -> None:
+    groups = [
+        {"match": "layer_1/.*bias", "learning_rate": 1e-4, "weight_decay": 0.5},
+        {"match": "layer_1/", "weight_decay": 0.0},
+        {"match": "head|pooler", "learning_rate": 2e-3},
+        {"match": ".", "frozen": True},
+    ]
+    before, after = run(parameter_groups=groups)
+    trained = paths(
+        [w for w in after.encoder.weights if "layer_1/" in w.path or "pooler" in w.path]
+    )
+    assert moved(before, after) == paths(after.encoder.trainable_weights) == trained
+    assert len(after.head.trainable_weights) == 2
+    optimizer = after.optimizer
+    assert len(optimizer.variables) == 1 + 2 * (len(trained) + 2)  # none for what is frozen
+    settings = [(g.learning_rate_multiplier, g.weight_decay) for g in optimizer.parameter_groups]
+    assert settings == [(pytest.approx(0.1), 0.5), (1.0, 0.0), (2.0, None)]
+
+
+def test_frozen_weights_have_no_gradient() -> None:
+    model = prepared(parameter_groups=[{"match": "embeddings/|layer_0/", "frozen": True}],
+                     layer_decay=0.9)  # fmt: skip
+    report = model.gradient_report(["a good film", "boring"], ["pos", "neg"])
+    trained = {layer.name: layer.trained for layer in report.layers}
+    assert trained["embeddings"] == trained["layer_0"] == 0 < trained["layer_1"]
+    assert set(report.layers[1].without.values()) == {"frozen"}
+
+
+def test_a_group_without_weights() -> None:
+    with pytest.raises(InputError) as caught:
+        prepared(parameter_groups=[{"match": "layer_7/qkv_kernel", "frozen": True}])
+    assert str(caught.value).startswith(
+        "The parameter group 'layer_7/qkv_kernel' matches no variable that is trained. Near are: "
+        "bert_encoder"
+    )
+    assert "/layer_1/qkv_kernel" in str(caught.value)
