@@ -103,6 +103,7 @@ class TrainingConfig:
         head_learning_rate: the learning rate of these epochs.
         batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
         parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
+        clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -117,6 +118,7 @@ class TrainingConfig:
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     parameter_groups: list[ParameterGroupConfig] | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

@@ -268,7 +268,10 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
     )
     model.compile(
         optimizer=AdamW(
-            schedule, parameter_groups(model, training), weight_decay=training.weight_decay
+            schedule,
+            parameter_groups(model, training),
+            weight_decay=training.weight_decay,
+            global_clipnorm=training.clip_norm,
         ),
         loss=model.head.make_loss(),
         metrics=model.head.make_metrics(),

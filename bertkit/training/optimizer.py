@@ -24,6 +24,8 @@ class AdamW(keras.optimizers.AdamW):
     The update is that of Loshchilov and Hutter 2019 (https://arxiv.org/abs/1711.05101). It runs
     as TensorFlow's own kernel, which reads and writes each variable once where Keras's formula
     takes ten passes. Variables with fewer than two axes are not decayed, as in BERT's training.
+    What is clipped is the gradient of the whole batch: the sum over replicas and, of an embedding,
+    over the tokens that share a row, where Keras clips each replica's and each token's part.
 
     Args:
         learning_rate: a number or a schedule.
@@ -64,6 +66,17 @@ class AdamW(keras.optimizers.AdamW):
             super()._backend_update_step(gradients, variables, learning_rate)
         finally:
             self._powers = None
+
+    def _clip_gradients(self, gradients: Any) -> Any:
+        """Do nothing: they are clipped once they are summed."""
+        return gradients
+
+    def _all_reduce_sum_gradients(self, pairs: Any) -> list[tuple[Any, Any]]:
+        """Sum gradients over replicas, and the rows of sparse ones, then clip them."""
+        summed = super()._all_reduce_sum_gradients(pairs)
+        gradients = [tf.convert_to_tensor(gradient) for gradient, _ in summed]
+        clipped = super()._clip_gradients(gradients)
+        return [(gradient, pair[1]) for gradient, pair in zip(clipped, summed, strict=True)]
 
     def _beta_powers(self) -> list[Any]:
         step = tf.cast(self.iterations + 1, tf.float32)

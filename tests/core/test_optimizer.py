@@ -31,8 +31,8 @@ class Reference(keras.optimizers.AdamW):
     repeats, Keras adds the squares where the square of the sum is meant.
     """
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        super().update_step(tf.convert_to_tensor(gradient), variable, learning_rate)
+    def _clip_gradients(self, gradients: Any) -> Any:
+        return super()._clip_gradients([tf.convert_to_tensor(one) for one in gradients])
 
     def build(self, variables: list[Any]) -> None:
         vectors = [variable for variable in variables if len(variable.shape) < 2]
@@ -190,7 +190,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert_same(weights_of(loaded), weights_of(model))
 
 
-def test_under_a_strategy() -> None:
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_under_a_strategy(clip_norm: float | None) -> None:
     """Two replicas, of which each sees half a batch, take the steps of one that sees it all."""
     code = """
 import json, sys
@@ -203,7 +204,8 @@ assert strategy.num_replicas_in_sync == 2
 weights = []
 for scope in (strategy.scope, tf.distribute.get_strategy().scope):
     with scope():
-        model = tests.small_model(tests.AdamW(**tests.OPTIONS))
+        optimizer = tests.AdamW(**tests.OPTIONS, global_clipnorm=eval(sys.argv[1]))
+        model = tests.small_model(optimizer)
     model.fit(tests.data()[0][:64], tests.data()[1][:64], batch_size=8, epochs=2, shuffle=False,
               verbose=0)
     state = [np.array(variable) for variable in model.optimizer.variables]
@@ -211,7 +213,7 @@ for scope in (strategy.scope, tf.distribute.get_strategy().scope):
 print(json.dumps([float(np.abs(a - b).max()) for a, b in zip(*weights, strict=True)]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, repr(clip_norm)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -316,6 +318,35 @@ def test_groups_have_a_learning_rate_and_a_weight_decay_of_their_own() -> None:
     expected = adamw_by_numpy([v.numpy() for v in variables()], steps, rates, decays)
     assert_close([v.numpy() for v in made], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(made[3].numpy(), variables()[3].numpy())
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**12], ids=["float32", "scaled"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_the_norm_of_the_whole_gradient_is_clipped(sparse: bool, scale: float | None) -> None:
+    """Against NumPy. Gradients of float16 come scaled, and are clipped unscaled."""
+    steps = [gradients(step, sparse) for step in range(8)]
+    dense = [[tf.convert_to_tensor(g).numpy() for g in grads] for grads in steps]
+    norms = [np.sqrt(sum(np.square(g).sum() for g in grads)) for grads in dense]
+    assert min(norms) < 1 < max(norms)
+    optimizer: Any = AdamW(1e-2, weight_decay=0.0, global_clipnorm=1.0)
+    if scale:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale)
+    made = variables()
+    optimizer.build(made)
+    for grads in steps:
+        # The loss is scaled where it is computed, so a sparse gradient is scaled in its values.
+        scaled = [
+            tf.IndexedSlices(g.values * (scale or 1), g.indices, g.dense_shape)
+            if isinstance(g, tf.IndexedSlices)
+            else g * (scale or 1)
+            for g in grads
+        ]
+        optimizer.apply_gradients(zip(scaled, made, strict=True))
+    start = [v.numpy() for v in variables()]
+    expected = adamw_by_numpy(start, dense, [1e-2] * 4, [0.0] * 4, clip_norm=1.0)
+    assert_close([v.numpy() for v in made], expected, rtol=1e-5, atol=1e-6)
+    unclipped = adamw_by_numpy(start, dense, [1e-2] * 4, [0.0] * 4)
+    assert np.abs(unclipped[1] - expected[1]).max() > 1e-3  # it matters
 
 
 def test_a_group_decides_over_what_is_excluded_from_weight_decay() -> None:

@@ -100,3 +100,8 @@ def test_a_group_without_weights() -> None:
         "bert_encoder"
     )
     assert "/layer_1/qkv_kernel" in str(caught.value)
+
+
+def test_clip_norm() -> None:
+    assert prepared().optimizer.global_clipnorm is None
+    assert prepared(clip_norm=0.5).optimizer.global_clipnorm == 0.5
