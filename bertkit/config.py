@@ -93,7 +93,8 @@ class TrainingConfig:
         epochs: how often each row is seen; 0 trains the head alone, with `head_epochs`.
         batch_size: rows in a batch; 32 if there is no `batch_tokens` either.
         learning_rate: the highest learning rate.
-        warmup: the fraction of the steps over which the learning rate rises from zero.
+        warmup: the fraction of the steps over which the learning rate rises from zero; 0.1 if
+            there are no `warmup_steps` either.
         schedule: how the learning rate falls after the warm-up.
         weight_decay: decoupled weight decay, of kernels and embeddings.
         layer_decay: what the learning rate is multiplied with from layer to layer, top to bottom.
@@ -103,13 +104,14 @@ class TrainingConfig:
         head_learning_rate: the learning rate of these epochs.
         batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
         parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
+        warmup_steps: in place of `warmup`, the number of these steps.
         clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    warmup: Annotated[float, Field(ge=0, le=1)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -118,11 +120,14 @@ class TrainingConfig:
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     parameter_groups: list[ParameterGroupConfig] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
             self.batch_size = 32
+        if self.warmup is None and self.warmup_steps is None:
+            self.warmup = 0.1
 
 
 @dataclass
@@ -260,12 +265,10 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
         section = values.get(name)
         if isinstance(section, dict) and name in SECTIONS:
             given = _checked(section, arguments_of(SECTIONS[name]), (name,), problems)
-            if given.get("batch_size") and given.get("batch_tokens"):
-                problems.add(
-                    (name, "batch_tokens"),
-                    "expected this or batch_size, not both; null takes one back",
-                    given["batch_tokens"],
-                )
+            for key, other in (("batch_tokens", "batch_size"), ("warmup_steps", "warmup")):
+                if given.get(key) is not None and given.get(other) is not None:
+                    wanted = f"expected this or {other}, not both; null takes one back"
+                    problems.add((name, key), wanted, given[key])
             _check_groups(given, (name, "parameter_groups"), problems)
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)

@@ -263,9 +263,10 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
     """
     learn_labels(model, rows)
     steps = training.epochs * batch_count(rows.examples.lengths, _size(training), "shuffled")
-    schedule = WarmupSchedule(
-        training.learning_rate, steps, round(training.warmup * steps), training.schedule
-    )
+    warmup = training.warmup_steps
+    if warmup is None:
+        warmup = round(cast("float", training.warmup) * steps)  # one of the two always is there
+    schedule = WarmupSchedule(training.learning_rate, steps, warmup, training.schedule)
     model.compile(
         optimizer=AdamW(
             schedule,

@@ -432,7 +432,8 @@ WRONG: dict[str, list[Any]] = {
     "training.batch_size": [0, -8, 32.0, "32", False, [32]],
     "training.batch_tokens": [0, -8, 1024.0, "1024", False, [1024]],
     "training.learning_rate": [None, 0, 0.0, -1e-5, "0.00005", True, [1.0], float("nan")],
-    "training.warmup": [None, -0.1, 1.1, 10, "0.1", True, [0.1]],
+    "training.warmup_steps": [-1, 1.0, "10", True, [10]],
+    "training.warmup": [-0.1, 1.1, 10, "0.1", True, [0.1]],
     "training.schedule": [None, "linaer", "Linear", "", 1, True, ["linear"]],
     "training.layer_decay": [None, 0.0, 1.1, "0.9", [0.9]],
     "training.weight_decay": [None, -0.01, "0.01", False, [0.1], float("-inf")],
@@ -641,6 +642,20 @@ def test_labels_that_yaml_takes_for_booleans(tmp_path: Path) -> None:
 def test_hint(path: str, value: Any, hint: str) -> None:
     (line,) = mistakes(config_from_mapping, changed(path, value))
     assert hint in line
+
+
+def test_warmup_and_warmup_steps(tmp_path: Path) -> None:
+    """One excludes the other, and 0.1 is the default only where neither is given."""
+    file = write(tmp_path, "a.yaml", changed("training", {"warmup": 0}))
+    (line,) = mistakes(load_config, [file], ["training.warmup_steps=0"])
+    assert line == (
+        "command line: training.warmup_steps = 0: expected this or warmup, not both; null takes "
+        "one back"
+    )
+    config = load_config([file], ["training.warmup_steps=9", "training.warmup=null"])
+    assert (config.training.warmup, config.training.warmup_steps) == (None, 9)
+    assert load_config([write(tmp_path, "b.yaml", to_yaml(config))]) == config
+    assert load_config([file], ["training.warmup=null"]).training.warmup == 0.1
 
 
 GROUP = {"match": "layer_0/", "learning_rate": 1e-4}

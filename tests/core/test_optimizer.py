@@ -258,6 +258,20 @@ def test_schedule(steps: int, warmup: int, decay: Any) -> None:
     assert schedule(tf.constant(0, tf.int64)).dtype == tf.float32
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0), (10, 3), (97, 13)])
+def test_cosine_is_that_of_keras(steps: int, warmup: int) -> None:
+    """After the warm-up, which in Keras begins with a step at a learning rate of zero."""
+    ours = WarmupSchedule(5e-5, steps, warmup, "cosine")
+    reference = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=5e-5, warmup_steps=warmup
+    ) if warmup else keras.optimizers.schedules.CosineDecay(5e-5, steps)  # fmt: skip
+    found, expected = (
+        [float(schedule(step)) for step in range(warmup, steps + 3)]
+        for schedule in (ours, reference)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-11)
+
+
 def test_the_schedule_drives_the_optimizer() -> None:
     made = [keras.Variable(np.zeros((2, 2), "float32"))]
     optimizer = AdamW(WarmupSchedule(0.1, 8, 2), weight_decay=0.0)

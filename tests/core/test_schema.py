@@ -171,7 +171,8 @@ NESTED: list[Any] = [
         "training.epochs", "training.batch_size", "training.learning_rate", "training.warmup",
         "training.head_epochs", "training.head_learning_rate",
         "training.schedule", "training.weight_decay", "training.layer_decay", "training.precision",
-        "training.batch_tokens", "training.clip_norm", "training.parameter_groups",
+        "training.batch_tokens", "training.warmup_steps", "training.clip_norm",
+        "training.parameter_groups",
     ],
 )  # fmt: skip
 def test_it_accepts_a_config_when_the_loader_does(

@@ -105,3 +105,13 @@ def test_a_group_without_weights() -> None:
 def test_clip_norm() -> None:
     assert prepared().optimizer.global_clipnorm is None
     assert prepared(clip_norm=0.5).optimizer.global_clipnorm == 0.5
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps"),
+    [({"warmup": 0.5}, 3), ({"warmup": None}, 1), ({"warmup": None, "warmup_steps": 4}, 4)],
+)
+def test_warmup(warmup: dict[str, Any], steps: int) -> None:
+    """Eleven rows make six steps in two epochs."""
+    config = prepared(**warmup, epochs=2).optimizer.get_config()["learning_rate"]["config"]
+    assert (config["steps"], config["warmup_steps"]) == (6, steps)
