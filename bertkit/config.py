@@ -106,6 +106,8 @@ class TrainingConfig:
         parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
         warmup_steps: in place of `warmup`, the number of these steps.
         clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
+        ema: the decay of an exponential moving average of the weights, such as 0.999; validation
+            and the final model have the averages.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -122,6 +124,7 @@ class TrainingConfig:
     parameter_groups: list[ParameterGroupConfig] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

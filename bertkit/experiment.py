@@ -30,6 +30,7 @@ from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
+from bertkit.training.averaging import AveragedWeights
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
@@ -218,7 +219,10 @@ def train(
             **data,
             batch_tokens=training.batch_tokens,
             epochs=training.epochs,
-            callbacks=_loggers(folder / "history.csv", folder / "logs"),
+            callbacks=[
+                *callbacks_of(training),
+                *_loggers(folder / "history.csv", folder / "logs"),
+            ],
         )
         _check_converged(
             history, "training.learning_rate", training.learning_rate, ", or raise training.warmup"
@@ -273,10 +277,16 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
             parameter_groups(model, training),
             weight_decay=training.weight_decay,
             global_clipnorm=training.clip_norm,
+            **({"use_ema": True, "ema_momentum": training.ema} if training.ema else {}),
         ),
         loss=model.head.make_loss(),
         metrics=model.head.make_metrics(),
     )
+
+
+def callbacks_of(training: TrainingConfig) -> list[keras.callbacks.Callback]:
+    """Return what takes part in `fit`; it comes before callbacks that read weights."""
+    return [AveragedWeights()] if training.ema else []
 
 
 def parameter_groups(model: BertClassifier, training: TrainingConfig) -> list[ParameterGroup]:

@@ -32,7 +32,8 @@ class AdamW(keras.optimizers.AdamW):
         parameter_groups: variables with a learning rate or a weight decay of their own; each
             variable belongs to the first that matches it. `layer_decay` makes them for the layers
             of an encoder.
-        **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported.
+        **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported. With `use_ema`
+            an average begins as the variable, and stays its equal while that does not move.
     """
 
     def __init__(
@@ -58,6 +59,12 @@ class AdamW(keras.optimizers.AdamW):
         check_matches(self.parameter_groups, variables)
         self._groups = [group_of(variable.path, self.parameter_groups) for variable in variables]
         super().build(variables)
+        if self.use_ema:
+            with tf.init_scope():  # once, not in each step of a graph
+                for average, variable in zip(
+                    self._model_variables_moving_average, variables, strict=True
+                ):
+                    average.assign(variable)
 
     def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables, with what they share computed once."""
@@ -109,6 +116,15 @@ class AdamW(keras.optimizers.AdamW):
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Do nothing: each variable is decayed in its `update_step`, by its own learning rate."""
+
+    def _update_model_variables_moving_average(self, variables: Any) -> None:
+        """Move the averages towards the variables, such that equals stay equal."""
+        if self.use_ema:
+            share = tf.where(tf.equal(self.iterations, 0), 1.0, 1.0 - self.ema_momentum)
+            for average, variable in zip(
+                self._model_variables_moving_average, variables, strict=True
+            ):
+                average.assign(average + (variable - average) * tf.cast(share, average.dtype))
 
     def _decay_of(self, variable: Any, group: ParameterGroup | None) -> float | None:
         if group is not None and group.weight_decay is not None:

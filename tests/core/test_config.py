@@ -439,6 +439,7 @@ WRONG: dict[str, list[Any]] = {
     "training.weight_decay": [None, -0.01, "0.01", False, [0.1], float("-inf")],
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
     "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
+    "training.ema": [0, 1, 1.0, -0.1, "0.9", True, [0.9]],
     "training.parameter_groups": [3, "head", True, {"match": "head"}, [3], ["head"], [[]]],
 }
 TABLE = [(path, value) for path, values in WRONG.items() for value in values]

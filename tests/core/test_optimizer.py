@@ -190,8 +190,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert_same(weights_of(loaded), weights_of(model))
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.05])
-def test_under_a_strategy(clip_norm: float | None) -> None:
+@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 0.05, "use_ema": True}])
+def test_under_a_strategy(options: dict[str, Any]) -> None:
     """Two replicas, of which each sees half a batch, take the steps of one that sees it all."""
     code = """
 import json, sys
@@ -204,7 +204,7 @@ assert strategy.num_replicas_in_sync == 2
 weights = []
 for scope in (strategy.scope, tf.distribute.get_strategy().scope):
     with scope():
-        optimizer = tests.AdamW(**tests.OPTIONS, global_clipnorm=eval(sys.argv[1]))
+        optimizer = tests.AdamW(**tests.OPTIONS, **json.loads(sys.argv[1]))
         model = tests.small_model(optimizer)
     model.fit(tests.data()[0][:64], tests.data()[1][:64], batch_size=8, epochs=2, shuffle=False,
               verbose=0)
@@ -213,7 +213,7 @@ for scope in (strategy.scope, tf.distribute.get_strategy().scope):
 print(json.dumps([float(np.abs(a - b).max()) for a, b in zip(*weights, strict=True)]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, repr(clip_norm)],
+        [sys.executable, "-c", code, json.dumps(options)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

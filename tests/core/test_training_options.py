@@ -115,3 +115,14 @@ def test_warmup(warmup: dict[str, Any], steps: int) -> None:
     """Eleven rows make six steps in two epochs."""
     config = prepared(**warmup, epochs=2).optimizer.get_config()["learning_rate"]["config"]
     assert (config["steps"], config["warmup_steps"]) == (6, steps)
+
+
+def test_ema_validates_on_averages_and_leaves_them(folder: Path) -> None:
+    config = config_of(ema=0.9, epochs=2)
+    config["data"]["validation"] = "binary.jsonl"
+    result = experiment.run(config, verbose=0)
+    assert (result.model.optimizer.use_ema, result.model.optimizer.ema_momentum) == (True, 0.9)
+    history = (folder / "run" / "history.csv").read_text().splitlines()
+    last = dict(zip(history[0].split(","), history[-1].split(","), strict=True))
+    assert float(last["val_loss"]) == pytest.approx(result.metrics["validation"]["loss"], rel=1e-5)
+    assert not prepared().optimizer.use_ema
