@@ -140,7 +140,9 @@ def convert(annotation: Any, value: Any) -> Any:
             wrong = error
     place, item = _blame(value, wrong)
     found = f", and at {place} it is {show(item)}" if place else ""
-    raise ValueError(f"expected {describe(annotation)}{found}{_hint(annotation, item)}") from None
+    raise ValueError(
+        f"expected {describe(annotation)}{found}{_hint(annotation, item, bool(place))}"
+    ) from None
 
 
 def type_adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -268,7 +270,7 @@ def _blame(value: Any, error: ValidationError) -> tuple[str, Any]:
     return ".".join(place), value
 
 
-def _hint(annotation: Any, item: Any) -> str:
+def _hint(annotation: Any, item: Any, inside: bool) -> str:
     expected = describe(annotation)
     if isinstance(item, dict):
         odd = next((key for key in item if not isinstance(key, str)), None)
@@ -281,7 +283,11 @@ def _hint(annotation: Any, item: Any) -> str:
     if isinstance(item, str):
         if "number" in expected and _is_number(item):
             return "; write it without quotes"
-        if "a list of" in expected and "text" not in expected.partition("a list of")[0]:
+        if (
+            not inside
+            and "a list of" in expected
+            and "text" not in expected.partition("a list of")[0]
+        ):
             return f"; write a list as [{item}]"
         return nearest(item, _choices(annotation))
     return ""

@@ -32,6 +32,7 @@ from bertkit.merging import (
 from bertkit.registry import REGISTRIES, Registry, preprocessors
 
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]  # Keras dtype policies
+LoraTarget = Literal["qkv", "attention_output", "intermediate", "output"]
 _Text = Annotated[str, Field(min_length=1), "text"]
 _Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
 _Split = _Files | Annotated[float, Field(gt=0, lt=1)] | None
@@ -86,6 +87,23 @@ class ParameterGroupConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank additions to the kernels of a BERT, trained in their place.
+
+    Attributes:
+        rank: the width of the additions.
+        alpha: divided by the rank, what they are multiplied with.
+        targets: the kernels of a layer that have one; "qkv" is query, key and value.
+        merge: whether the model that is saved has them in its kernels, as a plain BERT.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = ("qkv",)
+    merge: bool = True
+
+
+@dataclass
 class TrainingConfig:
     """How the model is trained.
 
@@ -108,6 +126,7 @@ class TrainingConfig:
         clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
         ema: the decay of an exponential moving average of the weights, such as 0.999; validation
             and the final model have the averages.
+        lora: low-rank additions that train in place of the encoder's layers.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -125,6 +144,7 @@ class TrainingConfig:
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

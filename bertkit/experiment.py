@@ -15,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit import artifact
+from bertkit.bert import BertEncoder
 from bertkit.classifier import BertClassifier
 from bertkit.config import (
     DataConfig,
     ExperimentConfig,
+    LoraConfig,
     TrainingConfig,
     config_from_mapping,
     to_yaml,
@@ -227,6 +229,10 @@ def train(
         _check_converged(
             history, "training.learning_rate", training.learning_rate, ", or raise training.warmup"
         )
+        if training.lora and training.lora.merge:
+            # Its optimizer is one of weights that are no more, so the model is compiled no more.
+            cast(BertEncoder, model.encoder).merge_lora()
+            model.compiled, model.optimizer = False, None
 
 
 def _loggers(history: Path, logs: Path) -> list[keras.callbacks.Callback]:
@@ -264,8 +270,13 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
 
     Raises:
         DataError: a label cannot be used.
+        ConfigError: the encoder cannot have LoRA.
+        EncoderError: LoRA cannot be with these numbers.
+        InputError: a parameter group matches no weight.
     """
     learn_labels(model, rows)
+    if training.lora:
+        _enable_lora(model, training.lora)
     steps = training.epochs * batch_count(rows.examples.lengths, _size(training), "shuffled")
     warmup = training.warmup_steps
     if warmup is None:
@@ -282,6 +293,15 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
         loss=model.head.make_loss(),
         metrics=model.head.make_metrics(),
     )
+
+
+def _enable_lora(model: BertClassifier, lora: LoraConfig) -> None:
+    if not isinstance(model.encoder, BertEncoder):
+        raise ConfigError(
+            f"training.lora needs the kernels of a BERT, and {type(model.encoder).__name__} has "
+            "none that are known. Take it out, or choose an encoder that is a BertEncoder."
+        )
+    model.encoder.enable_lora(lora.rank, lora.alpha, lora.targets)
 
 
 def callbacks_of(training: TrainingConfig) -> list[keras.callbacks.Callback]:

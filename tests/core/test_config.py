@@ -24,6 +24,7 @@ from bertkit.arguments import arguments_of, convert, describe
 from bertkit.config import (
     DataConfig,
     ExperimentConfig,
+    LoraConfig,
     ParameterGroupConfig,
     PluginConfig,
     TrainingConfig,
@@ -440,6 +441,7 @@ WRONG: dict[str, list[Any]] = {
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
     "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
     "training.ema": [0, 1, 1.0, -0.1, "0.9", True, [0.9]],
+    "training.lora": [8, "qkv", True, [8], []],
     "training.parameter_groups": [3, "head", True, {"match": "head"}, [3], ["head"], [[]]],
 }
 TABLE = [(path, value) for path, values in WRONG.items() for value in values]
@@ -684,6 +686,37 @@ def test_a_mistake_within_a_parameter_group(path: str, value: Any, line: str) ->
     groups[int(index)][key] = value
     (found,) = mistakes(config_from_mapping, changed("training.parameter_groups", groups))
     assert found == f"config: training.parameter_groups{line}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rnk", 8, "unknown key, expected one of rank, alpha, targets, merge; did you mean "
+         "'rank'?"),
+        ("rank", 0, "expected a whole number at least 1"),
+        ("rank", 8.5, "expected a whole number at least 1"),
+        ("alpha", 0, "expected a number above 0"),
+        ("targets", ["qkw"], 'expected a list of "qkv" or "attention_output" or "intermediate" or '
+         "\"output\", and at 0 it is \"qkw\"; did you mean 'qkv'?"),
+        ("targets", "qkv", 'expected a list of "qkv" or "attention_output" or "intermediate" or '
+         '"output"; write a list as [qkv]'),
+        ("merge", None, "expected true or false"),
+    ],
+)  # fmt: skip
+def test_a_mistake_within_lora(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    file = write(tmp_path, "a.yaml", BASE)
+    shown = json.dumps(value)
+    (line,) = mistakes(load_config, [file], [f"training.lora.{key}={shown}"])
+    assert line == f"command line: training.lora.{key} = {shown}: {message}"
+
+
+def test_lora(tmp_path: Path) -> None:
+    file = write(tmp_path, "a.yaml", changed("training", {"lora": {"rank": 4}}))
+    config = load_config([file], ["training.lora.targets=[qkv,output]"])
+    assert config.training.lora == LoraConfig(4, 16.0, ("qkv", "output"))
+    assert load_config([write(tmp_path, "b.yaml", to_yaml(config))]) == config
+    assert load_config([file], ["training.lora={}"]).training.lora == LoraConfig(4)
+    assert load_config([file], ["training.lora=null"]).training.lora is None
 
 
 def test_parameter_groups(tmp_path: Path) -> None:

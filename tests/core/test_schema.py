@@ -157,6 +157,7 @@ def test_it_accepts_an_argument_when_the_check_does(
 
 NESTED: list[Any] = [
     [{"match": "a"}], [{"match": "a", "frozen": True}], [{"match": "a", "weight_decay": 0}, {}],
+    {"rank": 4, "targets": ["qkv"]}, {"rank": 0}, {"targets": []}, {"targets": ["q"]}, {"new": 1},
     [{"match": "a", "weight_decay": -1}], [{"match": "a", "new": 1}], [{"match": 3}],
 ]  # fmt: skip
 
@@ -172,7 +173,7 @@ NESTED: list[Any] = [
         "training.head_epochs", "training.head_learning_rate",
         "training.schedule", "training.weight_decay", "training.layer_decay", "training.precision",
         "training.batch_tokens", "training.warmup_steps", "training.clip_norm",
-        "training.parameter_groups", "training.ema",
+        "training.parameter_groups", "training.ema", "training.lora",
     ],
 )  # fmt: skip
 def test_it_accepts_a_config_when_the_loader_does(

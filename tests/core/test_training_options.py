@@ -12,8 +12,10 @@ import pytest
 import bertkit
 from bertkit import experiment
 from bertkit.config import config_from_mapping
-from bertkit.errors import InputError
+from bertkit.errors import ConfigError, ExportError, InputError
 from tests.command_line import tiny_config, write_tiny_data
+from tests.core.test_guards import Bag, classifier
+from tests.tiny_models import LABELS, TEXTS
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +128,41 @@ def test_ema_validates_on_averages_and_leaves_them(folder: Path) -> None:
     last = dict(zip(history[0].split(","), history[-1].split(","), strict=True))
     assert float(last["val_loss"]) == pytest.approx(result.metrics["validation"]["loss"], rel=1e-5)
     assert not prepared().optimizer.use_ema
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_lora_trains_its_factors_and_is_merged(merge: bool) -> None:
+    targets = ["attention_output", "intermediate"]
+    config = config_of(lora={"rank": 2, "targets": targets, "merge": merge}, layer_decay=0.9)
+    model = experiment.run(config, verbose=0).model
+    loaded: Any = bertkit.load("run")
+    np.testing.assert_array_equal(loaded.predict(TEXTS, verbose=0), model.predict(TEXTS, verbose=0))
+    factors = {
+        f"layer_{index}/{target}_lora_{side}"
+        for index in range(2) for target in targets for side in ("down", "up")
+    }  # fmt: skip
+    trainable = {path for path in paths(loaded.encoder.trainable_weights) if "pooler" not in path}
+    if merge:
+        assert loaded.encoder.lora is None and not loaded.compiled
+        assert (
+            trainable == {path for path in trainable if "lora" not in path} and len(trainable) == 29
+        )
+        loaded.fit(TEXTS, LABELS["binary"], verbose=0)
+        bertkit.export(loaded, "exported", "huggingface")
+    else:
+        assert trainable == factors
+        assert len(loaded.optimizer.variables) == 1 + 2 * (len(factors) + 4)  # pooler and head
+        with pytest.raises(ExportError, match=r"Call model.encoder.merge_lora\(\) first."):
+            bertkit.export(loaded, "exported", "huggingface")
+
+
+def test_lora_needs_kernels() -> None:
+    model = classifier(Bag())
+    config = config_from_mapping(config_of(lora={}))
+    rows = experiment.read_data(config, model)["train"]
+    with pytest.raises(ConfigError) as caught:
+        experiment.prepare(model, rows, config.training)
+    assert str(caught.value) == (
+        "training.lora needs the kernels of a BERT, and Bag has none that are known. Take it out, "
+        "or choose an encoder that is a BertEncoder."
+    )
