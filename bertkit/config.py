@@ -127,6 +127,8 @@ class TrainingConfig:
         ema: the decay of an exponential moving average of the weights, such as 0.999; validation
             and the final model have the averages.
         lora: low-rank additions that train in place of the encoder's layers.
+        unfreeze: the epochs after which the top layer of the encoder trains as well as the head,
+            and then the next one, down to the embeddings.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -145,6 +147,7 @@ class TrainingConfig:
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     lora: LoraConfig | None = None
+    unfreeze: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

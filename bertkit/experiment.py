@@ -36,6 +36,7 @@ from bertkit.training.averaging import AveragedWeights
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
+from bertkit.training.unfreezing import GradualUnfreezing
 
 if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor
@@ -306,7 +307,12 @@ def _enable_lora(model: BertClassifier, lora: LoraConfig) -> None:
 
 def callbacks_of(training: TrainingConfig) -> list[keras.callbacks.Callback]:
     """Return what takes part in `fit`; it comes before callbacks that read weights."""
-    return [AveragedWeights()] if training.ema else []
+    callbacks: list[keras.callbacks.Callback] = []
+    if training.unfreeze:
+        callbacks.append(GradualUnfreezing(training.unfreeze))
+    if training.ema:
+        callbacks.append(AveragedWeights())
+    return callbacks
 
 
 def parameter_groups(model: BertClassifier, training: TrainingConfig) -> list[ParameterGroup]:

@@ -169,8 +169,8 @@ def _kind(part: Any) -> str:
 class EncoderMoves(keras.callbacks.Callback):
     """Raises when the first updates move the head and not the encoder.
 
-    Updates at a learning rate of zero do not count, nor do batches that wait for others or that
-    overflow in float16: the optimizer counts none for them.
+    Updates at a learning rate of zero do not count, nor those while the encoder is frozen, nor
+    batches that wait for others or that overflow in float16: the optimizer counts none for them.
 
     Args:
         classifier: the model that is trained.
@@ -198,7 +198,7 @@ class EncoderMoves(keras.callbacks.Callback):
             self._rate = float(np.asarray(self._classifier.optimizer.learning_rate))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._watching and self._rate > 0:
+        if self._watching and self._rate > 0 and any(w.trainable for w in self._encoder):
             self._updates += self._counted() - self._count
             if self._updates >= self._due:
                 self._check()

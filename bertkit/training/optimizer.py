@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from bertkit.errors import InputError
@@ -45,7 +46,8 @@ class AdamW(keras.optimizers.AdamW):
         super().__init__(learning_rate, **options)
         self.parameter_groups = tuple(parameter_groups)
         self._groups: list[ParameterGroup | None] = []  # of each variable
-        self._powers: list[Any] | None = None  # of the betas, during an update
+        self._begun: dict[int, int] = {}  # variables that joined later, and after which step
+        self._powers: dict[int, list[Any]] = {}  # of the betas since a step, during an update
 
     def build(self, variables: Any) -> None:
         """Make the moments of each variable.
@@ -68,11 +70,28 @@ class AdamW(keras.optimizers.AdamW):
 
     def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables, with what they share computed once."""
-        self._powers = self._beta_powers()
+        self._powers = {begun: self._beta_powers(begun) for begun in {0, *self._begun.values()}}
         try:
             super()._backend_update_step(gradients, variables, learning_rate)
         finally:
-            self._powers = None
+            self._powers = {}
+
+    def begin(self, variables: Sequence[Any], steps_ago: int = 0) -> None:
+        """Treat variables as if the optimizer had begun with them so many steps ago.
+
+        For variables that join late: their averages of gradients begin at zero, and are corrected
+        for it by the count of their own steps. Steps that are traced already know nothing of it.
+
+        Args:
+            variables: some of those that the optimizer was built with.
+            steps_ago: 0 sets their averages to zero.
+        """
+        step = int(np.asarray(self.iterations)) - steps_ago
+        for index in map(self._get_variable_index, variables):
+            self._begun[index] = step
+            if not steps_ago:
+                for moment in (self._momentums[index], self._velocities[index]):
+                    moment.assign(tf.zeros(moment.shape, moment.dtype))
 
     def _clip_gradients(self, gradients: Any) -> Any:
         """Do nothing: they are clipped once they are summed."""
@@ -85,8 +104,8 @@ class AdamW(keras.optimizers.AdamW):
         clipped = super()._clip_gradients(gradients)
         return [(gradient, pair[1]) for gradient, pair in zip(clipped, summed, strict=True)]
 
-    def _beta_powers(self) -> list[Any]:
-        step = tf.cast(self.iterations + 1, tf.float32)
+    def _beta_powers(self, begun: int) -> list[Any]:
+        step = tf.cast(self.iterations + (1 - begun), tf.float32)
         return [beta**step for beta in (self.beta_1, self.beta_2)]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -100,7 +119,8 @@ class AdamW(keras.optimizers.AdamW):
         decay = self._decay_of(variable, group)
         if decay is not None:
             variable.assign_sub(variable * (tf.cast(decay, dtype) * rate))
-        powers = self._powers or self._beta_powers()
+        begun = self._begun.get(index, 0)
+        powers = self._powers.get(begun) or self._beta_powers(begun)
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
             m=_handle(self._momentums[index]),

@@ -442,6 +442,7 @@ WRONG: dict[str, list[Any]] = {
     "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
     "training.ema": [0, 1, 1.0, -0.1, "0.9", True, [0.9]],
     "training.lora": [8, "qkv", True, [8], []],
+    "training.unfreeze": [0, -1, 1.0, "1", True, [1]],
     "training.parameter_groups": [3, "head", True, {"match": "head"}, [3], ["head"], [[]]],
 }
 TABLE = [(path, value) for path, values in WRONG.items() for value in values]

@@ -151,7 +151,8 @@ def test_saved_before_and_after_merging(tmp_path: Path) -> None:
     # What was traced with LoRA is right still, and so is what is traced now.
     np.testing.assert_allclose(loaded.predict(TEXTS, verbose=0), outputs, atol=1e-5)
     np.testing.assert_allclose(loaded(TEXTS), outputs, atol=1e-5)
-    loaded.compile()
+    loaded.compile(AdamW(1e-2))
+    loaded.optimizer.build(loaded.trainable_weights)
     loaded.save(tmp_path / "plain.keras")
     plain: Any = keras.models.load_model(tmp_path / "plain.keras")
     np.testing.assert_allclose(plain.predict(TEXTS, verbose=0), outputs, atol=1e-5)

@@ -174,6 +174,7 @@ NESTED: list[Any] = [
         "training.schedule", "training.weight_decay", "training.layer_decay", "training.precision",
         "training.batch_tokens", "training.warmup_steps", "training.clip_norm",
         "training.parameter_groups", "training.ema", "training.lora",
+        "training.unfreeze",
     ],
 )  # fmt: skip
 def test_it_accepts_a_config_when_the_loader_does(

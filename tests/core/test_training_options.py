@@ -166,3 +166,12 @@ def test_lora_needs_kernels() -> None:
         "training.lora needs the kernels of a BERT, and Bag has none that are known. Take it out, "
         "or choose an encoder that is a BertEncoder."
     )
+
+
+def test_unfreeze() -> None:
+    """Two epochs of the head, two of the top layer; the lower layer and embeddings stay."""
+    before, after = run(unfreeze=2, epochs=4, layer_decay=0.9, ema=0.5)
+    pooler = {path for path in paths(after.encoder.weights) if "pooler" in path}
+    top = {path for path in paths(after.encoder.weights) if "layer_1/" in path}
+    assert moved(before, after) == pooler | top
+    assert all(weight.trainable for weight in after.weights)
