@@ -32,9 +32,11 @@ from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
+from bertkit.training import range_test
 from bertkit.training.averaging import AveragedWeights
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.optimizer import AdamW, layer_decay
+from bertkit.training.range_test import RangeTest
 from bertkit.training.schedule import WarmupSchedule
 from bertkit.training.unfreezing import GradualUnfreezing
 
@@ -361,6 +363,38 @@ def inspect(config: ExperimentConfig | Mapping[str, Any]) -> GradientReport:
     batch = first.examples.batch(np.arange(len(first.labels)))
     with first.located():
         return model.gradient_report(batch, first.labels)
+
+
+@_enough_memory()
+def find_learning_rate(config: ExperimentConfig | Mapping[str, Any], **sweep: Any) -> RangeTest:
+    """Return how the loss behaves at ever higher learning rates; see `training.range_test`.
+
+    Nothing is written, and of the training all but the learning rate is as in a run that begins
+    with all weights: without `head_epochs` and `unfreeze`.
+
+    Args:
+        config: an experiment, or a mapping of the form of its YAML.
+        **sweep: `smallest`, `largest` and `steps`.
+
+    Raises:
+        ConfigError: the config is wrong, or the memory does not suffice.
+        DataError: a file or a row cannot be used.
+        BertkitError: a part cannot be made, or the range is none.
+    """
+    config = _valid(config)
+    keras.utils.set_random_seed(config.seed)
+    model = build(config)
+    rows = read_data(config, model)["train"]
+    prepare(model, rows, config.training)
+    _targets(model, rows)
+    return range_test.find_learning_rate(
+        model,
+        rows.examples,
+        rows.labels,
+        batch_size=config.training.batch_size,
+        batch_tokens=config.training.batch_tokens,
+        **sweep,
+    )
 
 
 def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:
