@@ -70,6 +70,8 @@ class RangeTest:
             axes.axvline(self.suggestion, color="black", linestyle=":",
                          label=f"suggestion: {self.suggestion:.1e}")  # fmt: skip
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+        # What explodes at the end would leave nothing to be seen of the fall before it.
+        axes.set_ylim(0.9 * min(self.smoothed), 1.3 * self.smoothed[0])
         axes.legend()
         figure.savefig(path, format="png")
 
