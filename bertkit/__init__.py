@@ -18,6 +18,7 @@ _PUBLIC = {
     "BertkitError": "bertkit.errors",
     "Encoder": "bertkit.encoder",
     "Head": "bertkit.head",
+    "Objective": "bertkit.objective",
     "Preprocessor": "bertkit.preprocessor",
     "Vocabulary": "bertkit.tokenizer",
     "build": "bertkit.experiment",
@@ -25,6 +26,7 @@ _PUBLIC = {
     "export": "bertkit.exporting",
     "heads": "bertkit.registry",
     "load": "bertkit.artifact",
+    "objectives": "bertkit.registry",
     "preprocessors": "bertkit.registry",
     "run": "bertkit.experiment",
     "save": "bertkit.artifact",
@@ -36,6 +38,7 @@ __all__ = [
     "BertkitError",
     "Encoder",
     "Head",
+    "Objective",
     "Preprocessor",
     "Vocabulary",
     "build",
@@ -43,6 +46,7 @@ __all__ = [
     "export",
     "heads",
     "load",
+    "objectives",
     "preprocessors",
     "run",
     "save",
@@ -57,8 +61,9 @@ if TYPE_CHECKING:
     from bertkit.experiment import build, run
     from bertkit.exporting import export
     from bertkit.head import Head
+    from bertkit.objective import Objective
     from bertkit.preprocessor import Preprocessor
-    from bertkit.registry import encoders, heads, preprocessors
+    from bertkit.registry import encoders, heads, objectives, preprocessors
     from bertkit.tokenizer import Vocabulary
 
 

@@ -182,6 +182,9 @@ class BertEncoder(Encoder):
             features["pooled"] = pooling([*states, x[:, 0] if first else x], mask)
         return features
 
+    def embed_tokens(self, token_ids: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.convert_to_tensor(self.embeddings.token), token_ids)
+
     def _rows(self, x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """(B*T, H) to (B, T, H)."""
         batch, length = tf.unstack(tf.shape(mask))

@@ -17,8 +17,10 @@ from bertkit.feeding import batch_size_of
 from bertkit.gradients import GradientReport, gradient_report
 from bertkit.guards import check_trainable, connected
 from bertkit.head import Head
+from bertkit.micro_batches import in_micro_batches
+from bertkit.objective import Objective, Step
 from bertkit.preprocessor import Preprocessor
-from bertkit.registry import REGISTRIES, heads, preprocessors
+from bertkit.registry import REGISTRIES, heads, objectives, preprocessors
 from bertkit.workflow import RawTextModel
 
 
@@ -40,6 +42,7 @@ class BertClassifier(RawTextModel):
         head: what the labels mean; a name stands for that head with its defaults.
         preprocessor: how text becomes tensors; a name as above; `None` if only tensors are
             passed.
+        objective: what a training step minimizes instead of the loss alone; a name as above.
         **kwargs: `name` and `trainable` of a Keras model. The precision is the encoder's.
 
     Raises:
@@ -52,6 +55,7 @@ class BertClassifier(RawTextModel):
         encoder: Encoder,
         head: Head | str,
         preprocessor: Preprocessor | str | None = None,
+        objective: Objective | str | None = None,
         **kwargs: Any,
     ) -> None:
         encoder = _part("encoder", encoder, Encoder)
@@ -66,6 +70,9 @@ class BertClassifier(RawTextModel):
                 else _part("preprocessor", preprocessor, Preprocessor)
             )
             self.preprocessor = made.serving(encoder)
+        if isinstance(objective, str):
+            objective = objectives.create(objective)
+        self.objective = objective and _part("objective", objective, Objective)
         if self.head.adapted:
             self.build()
 
@@ -96,9 +103,16 @@ class BertClassifier(RawTextModel):
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Return logits, float32 (B, outputs)."""
         tensors = self._feed().inputs(inputs)
-        features = tensors
-        if not is_features(tensors):
-            features = self.encoder(tensors, reads=self.head.reads, training=training)
+        return self.logits_of(self.encode(tensors, training), training)
+
+    def encode(self, tensors: Mapping[str, Any], training: bool = False) -> Mapping[str, Any]:
+        """Return the features that the head reads, (B, …), from the encoder's inputs."""
+        if is_features(tensors):
+            return tensors
+        return self.encoder(tensors, reads=self.head.reads, training=training)
+
+    def logits_of(self, features: Mapping[str, Any], training: bool = False) -> tf.Tensor:
+        """Return logits, float32 (B, outputs), from the features that the head reads."""
         return tf.cast(self.head(features, training=training), tf.float32)
 
     @property
@@ -115,24 +129,48 @@ class BertClassifier(RawTextModel):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Take one step on a batch of `(inputs, targets[, sample weights])`.
 
-        To the last bit what Keras itself does; it stands here so that it can be changed.
+        Without an objective it is to the last bit what Keras itself does; it stands here so that
+        it can be changed.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self.micro_batch_size is None:
+            logits, gradients = self.compute_gradients(x, y, sample_weight)
+        else:
+            logits, gradients = in_micro_batches(self, x, y, sample_weight)
+        if gradients:
+            self.optimizer.apply_gradients(gradients)
+        else:
+            warnings.warn("Everything is frozen, so this step trains nothing.", stacklevel=2)
+        if self.objective is not None:
+            self.objective.after_update(self)
+        return self.compute_metrics(x, y, logits, sample_weight=sample_weight)
+
+    def compute_gradients(
+        self, x: Any, y: Any, sample_weight: Any
+    ) -> tuple[tf.Tensor, list[tuple[Any, Any]]]:
+        """Return the logits of a batch, (B, outputs), and scaled gradients with their weights."""
         with tf.GradientTape() as tape:
-            logits = self(x, training=True)  # (B, outputs)
-            loss = self.compute_loss(x, y, logits, sample_weight, training=True)
+            loss, logits = self.training_loss(x, y, sample_weight, tape)
             self._track_loss(loss, x)
             scaled = self.optimizer.scale_loss(loss)  # mixed_float16 trains only with it
         weights = self.trainable_weights
-        if weights:
-            gradients = tape.gradient(scaled, weights)
-            self.optimizer.apply_gradients(connected(self, tape, weights, gradients))
-        else:
-            warnings.warn("Everything is frozen, so this step trains nothing.", stacklevel=2)
-        return self.compute_metrics(x, y, logits, sample_weight=sample_weight)
+        gradients = tape.gradient(scaled, weights)
+        return logits, connected(self, tape, weights, gradients) if weights else []
+
+    def training_loss(
+        self, x: Any, y: Any, sample_weight: Any, tape: tf.GradientTape
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return what a step minimizes, float32 (), and the logits of its batch, (B, outputs)."""
+        if self.objective is not None:
+            step = Step(self, self._feed().inputs(x), y, sample_weight, tape)
+            return step.loss_of(self.objective)
+        logits = self(x, training=True)
+        return self.compute_loss(x, y, logits, sample_weight, training=True), logits
 
     def make_train_function(self, force: bool = False) -> Any:
         """Have the step traced, as Keras does; refuse a `trainable` that was changed too late."""
+        force = force or self.micro_batch_size != self._traced_micro_batch_size
+        self._traced_micro_batch_size = self.micro_batch_size
         check_trainable(self, anew=force or self.train_function is None)
         return super().make_train_function(force)
 
@@ -268,8 +306,9 @@ class BertClassifier(RawTextModel):
         """Make a model from what `get_config` returned; the weights come after."""
         config = dict(config)
         parts = {
-            kind: config[kind] and registry.create(config[kind]["plugin"], **config[kind]["config"])
+            kind: registry.create(config[kind]["plugin"], **config[kind]["config"])
             for kind, registry in REGISTRIES.items()
+            if config.get(kind)
         }
         frozen, fixed = (config.pop(f"frozen_{what}", ()) for what in ("layers", "weights"))
         model = cls(**{**config, **parts})

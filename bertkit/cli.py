@@ -290,6 +290,8 @@ def _print_parts(config: Any) -> None:
     print("\nParts:")
     for kind, registry in REGISTRIES.items():
         plugin = getattr(config, kind)
+        if plugin is None:
+            continue
         info = next(info for info in registry.infos() if info.name == plugin.plugin)
         arguments = ", ".join(f"{name}={value!r}" for name, value in plugin.arguments.items())
         print(f"  {kind}: {info.name}({arguments}), {info.location} of {info.distribution}")

@@ -121,6 +121,8 @@ class TrainingConfig:
             that the encoder computes once.
         head_learning_rate: the learning rate of these epochs.
         batch_tokens: in place of `batch_size`, the tokens in a batch, padding included.
+        micro_batch_size: rows that are computed at once, for less memory; the update is that of
+            the whole batch.
         parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
         warmup_steps: in place of `warmup`, the number of these steps.
         clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
@@ -142,6 +144,7 @@ class TrainingConfig:
     head_epochs: Annotated[int, Field(ge=0)] = 0
     head_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     parameter_groups: list[ParameterGroupConfig] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -174,6 +177,7 @@ class ExperimentConfig:
         encoder: which pretrained encoder.
         preprocessor: how text becomes token ids.
         head: what the labels mean.
+        objective: what a training step minimizes, if not the head's loss alone.
         training: how the model is trained.
         output_dir: the run folder.
         seed: of everything random.
@@ -184,6 +188,7 @@ class ExperimentConfig:
     encoder: PluginConfig
     preprocessor: PluginConfig
     head: PluginConfig
+    objective: PluginConfig | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output_dir: _Text = "runs/${name}"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -233,7 +238,8 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> ExperimentConfig:
 
 def to_yaml(config: ExperimentConfig) -> str:
     """Return a config as YAML, such that loading it gives an equal config."""
-    tree = {key.name: getattr(config, key.name) for key in dataclasses.fields(config)}
+    given = {key.name: getattr(config, key.name) for key in dataclasses.fields(config)}
+    tree = {key: section for key, section in given.items() if section is not None}
     for key, section in tree.items():
         if isinstance(section, PluginConfig):
             tree[key] = {"plugin": section.plugin, **section.arguments}
@@ -283,7 +289,7 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
     ]
     # `training:` with nothing under it is null, and means a section that sets nothing.
     for name in sections:
-        if values.get(name) is None and not problems.known((name,)):
+        if values.get(name) is None and not problems.known((name,)) and name != "objective":
             values[name] = {}
     fields = _checked(values, arguments, (), problems)
     for name in sections:

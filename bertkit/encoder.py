@@ -68,6 +68,18 @@ class Encoder(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define `call`.")
 
+    def embed_tokens(self, token_ids: Any) -> Any:
+        """Return the embeddings, float32 (B, T, E), that `token_ids`, int32 (B, T), look up.
+
+        For encoders that take `token_embeddings` beside their inputs, in place of these.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no token embeddings.")
+
+    @property
+    def takes_embeddings(self) -> bool:
+        """Whether `token_embeddings`, float32 (B, T, E), may stand in place of token ids."""
+        return type(self).embed_tokens is not Encoder.embed_tokens
+
     def layers_in_order(self) -> list[keras.layers.Layer]:
         """Return the layers from the embeddings up, for freezing and per-layer learning rates."""
         return [self]

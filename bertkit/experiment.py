@@ -73,7 +73,7 @@ def build(config: ExperimentConfig | Mapping[str, Any]) -> BertClassifier:
         parts = {
             kind: registry.create(plugin.plugin, **plugin.arguments)
             for kind, registry in REGISTRIES.items()
-            for plugin in [getattr(config, kind)]
+            if (plugin := getattr(config, kind)) is not None
         }
         return BertClassifier(**parts)
 
@@ -223,6 +223,7 @@ def train(
         history = model.fit(
             **data,
             batch_tokens=training.batch_tokens,
+            micro_batch_size=training.micro_batch_size,
             epochs=training.epochs,
             callbacks=[
                 *callbacks_of(training),
@@ -393,6 +394,7 @@ def find_learning_rate(config: ExperimentConfig | Mapping[str, Any], **sweep: An
         rows.labels,
         batch_size=config.training.batch_size,
         batch_tokens=config.training.batch_tokens,
+        micro_batch_size=config.training.micro_batch_size,
         **sweep,
     )
 

@@ -43,10 +43,15 @@ def batch_size_of(batch_size: Any, default: int = 32) -> int:
     Raises:
         InputError: it is no whole number above 0.
     """
-    return default if batch_size is None else _whole("batch_size", batch_size)
+    return default if batch_size is None else whole_number("batch_size", batch_size)
 
 
-def _whole(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any) -> int:
+    """Return an argument that must be a whole number above 0.
+
+    Raises:
+        InputError: it is none.
+    """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} is {shown(value)}. Give a whole number above 0.")
     return int(value)
@@ -67,7 +72,7 @@ def training_batch_size(batch_size: Any, batch_tokens: Any, x: Any) -> int | Tok
             "batch_tokens needs raw text. A dataset or generator has batches already; give "
             "batch_size for a dict of tensors, whose padding is fixed."
         )
-    return TokenBudget(_whole("batch_tokens", batch_tokens))
+    return TokenBudget(whole_number("batch_tokens", batch_tokens))
 
 
 def unpacked(batch: Any) -> tuple[Any, Any, Any]:

@@ -104,6 +104,8 @@ def gradient_report(
         TrainingError: `trainable` was changed too late to count.
     """
     check_trainable(model, anew=model.train_function is None)
+    if model.objective is not None:
+        model.objective.begin(model)
     optimizer = _optimizer(model)
     notes: list[str] = []
     with undone([*model.variables, *model.metrics_variables, *optimizer.variables]):
@@ -204,8 +206,7 @@ def _backward(
     first = None
     while True:
         with tf.GradientTape() as tape:
-            logits = model(inputs, training=True)  # (B, outputs)
-            loss = model.compute_loss(inputs, y, logits, sample_weight, training=True)
+            loss, _ = model.training_loss(inputs, y, sample_weight, tape)
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, weights)
         pairs = [(g, w) for g, w in zip(gradients, weights, strict=True) if g is not None]

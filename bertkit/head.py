@@ -49,9 +49,11 @@ class Head(keras.layers.Layer):
 
     Attributes:
         reads: the features that `call` reads, of "pooled" and "sequence".
+        single_label: whether a row has one label; its target is the label's id then.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("pooled",)
+    single_label: ClassVar[bool] = True
 
     def __init__(
         self, labels: list[Label] | None = None, dropout: float = 0.1, **kwargs: Any
@@ -145,6 +147,15 @@ class Head(keras.layers.Layer):
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Return the probability of each label, (N, len(labels)), from logits, (N, outputs)."""
         raise NotImplementedError(f"{type(self).__name__} must define `probabilities`.")
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        """Return how far predictions are from others, float32 (B,), from logits, (B, outputs).
+
+        It is the Kullback-Leibler divergence of the one distribution of labels from the other, on
+        the scale of the loss: zero for equal logits, with a gradient by both. Objectives use it.
+        """
+        logs, other_logs = tf.nn.log_softmax(outputs), tf.nn.log_softmax(others)
+        return tf.reduce_sum(tf.exp(logs) * (logs - other_logs), axis=-1)
 
     def encode_labels(self, labels: Any) -> np.ndarray:
         """Return targets from raw labels: int32 ids, (N,).

@@ -128,15 +128,17 @@ def _checked(text: Any, index: int) -> str | bytes:
 def tensors_of(x: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """Return the encoder's inputs under bertkit's names, from KerasHub's names or TF Hub's.
 
-    Missing segment ids are zero; a missing mask cannot be guessed.
+    Missing segment ids are zero; a missing mask cannot be guessed. `token_embeddings` stay as they
+    are, beside the ids they stand for, where the encoder takes them.
 
     Raises:
         InputError: a name is missing or unknown, or shapes, types or values do not fit.
     """
     named = {TFHUB_NAMES.get(name, name): value for name, value in x.items()}
+    given = named.pop("token_embeddings", None) if encoder.takes_embeddings else None
     unknown = [shown(name) for name in named if name not in INPUT_NAMES]
     missing = [name for name in ("token_ids", "padding_mask") if name not in named]
-    if unknown or missing or len(named) < len(x):
+    if unknown or missing or len(named) + (given is not None) < len(x):
         raise InputError(
             f"The inputs are named {', '.join(map(shown, x)) or 'nothing'}; missing: "
             f"{', '.join(missing) or 'none'}; not known: {', '.join(unknown) or 'none'}. Give each "
@@ -165,7 +167,18 @@ def tensors_of(x: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
         )
     if "segment_ids" not in tensors:
         tensors["segment_ids"] = tf.zeros_like(tensors["token_ids"])
-    return {name: tensors[name] for name in INPUT_NAMES}
+    embeddings = {} if given is None else {"token_embeddings": _embeddings(given, shape)}
+    return {**{name: tensors[name] for name in INPUT_NAMES}, **embeddings}
+
+
+def _embeddings(value: Any, shape: Any) -> tf.Tensor:
+    tensor = tf.convert_to_tensor(value)
+    if len(tensor.shape) != 3 or not tensor.shape[:2].is_compatible_with(shape):
+        raise InputError(
+            f"token_embeddings has shape {tuple(tensor.shape)} where token_ids has {tuple(shape)}. "
+            "It is (batch, tokens, width), one row a token id."
+        )
+    return tensor
 
 
 def _integers(name: str, value: Any, limit: int) -> tf.Tensor:

@@ -16,6 +16,7 @@ from bertkit.errors import PluginError
 if TYPE_CHECKING:
     from bertkit.encoder import Encoder
     from bertkit.head import Head
+    from bertkit.objective import Objective
     from bertkit.preprocessor import Preprocessor
 
 Contract = TypeVar("Contract", covariant=True)
@@ -27,7 +28,7 @@ class PluginInfo:
     """What is known of a plugin.
 
     Attributes:
-        kind: "preprocessor", "encoder" or "head".
+        kind: "preprocessor", "encoder", "head" or "objective".
         name: the name it is looked up by.
         distribution: "name version" of the distribution that brings it, or the module that
             registered it by decorator.
@@ -214,10 +215,12 @@ def _clash(first: PluginInfo, second: PluginInfo) -> str:
 preprocessors: Registry[Preprocessor] = Registry("preprocessor", "bertkit.preprocessors")
 encoders: Registry[Encoder] = Registry("encoder", "bertkit.encoders")
 heads: Registry[Head] = Registry("head", "bertkit.heads")
+objectives: Registry[Objective] = Registry("objective", "bertkit.objectives")
 
-# By kind, in the order in which data pass through them.
+# By kind, in the order in which data pass through them; an objective is optional.
 REGISTRIES: dict[str, Registry[Any]] = {
     "preprocessor": preprocessors,
     "encoder": encoders,
     "head": heads,
+    "objective": objectives,
 }

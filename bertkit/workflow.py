@@ -24,11 +24,13 @@ from bertkit.feeding import (
     batch_size_of,
     training_batch_size,
     unpacked,
+    whole_number,
 )
 from bertkit.guards import EncoderMoves
 from bertkit.head import Head
 from bertkit.inputs import is_text
 from bertkit.interrupts import heeded_interrupts
+from bertkit.objective import Objective
 from bertkit.predicting import predict_examples, trace_once
 from bertkit.preprocessor import Preprocessor
 from bertkit.training import schedule as _schedule  # noqa: F401 - saved optimizers name it
@@ -47,6 +49,9 @@ class RawTextModel(keras.Model):
     encoder: Encoder
     head: Head
     preprocessor: Preprocessor | None
+    objective: Objective | None = None
+    micro_batch_size: int | None = None
+    _traced_micro_batch_size: int | None = None
 
     def fit(
         self,
@@ -67,6 +72,7 @@ class RawTextModel(keras.Model):
         validation_batch_size: int | None = None,
         validation_freq: Any = 1,
         batch_tokens: int | None = None,
+        micro_batch_size: int | None = None,
     ) -> keras.callbacks.History:
         """Train, as `keras.Model.fit`, on raw text and raw labels too.
 
@@ -76,12 +82,24 @@ class RawTextModel(keras.Model):
         `batch_tokens`, in place of `batch_size`, lets a batch have as many rows as fit into so many
         tokens, padding included; of raw text only. The number of steps is the same each epoch.
 
+        `micro_batch_size` bounds the rows that are computed at once: the gradients of a batch are
+        summed over its parts, for the update of the whole batch in the memory of a part (gradient
+        accumulation).
+
         Raises:
             InputError: texts, tensors, labels or weights that cannot be used; the message says
                 which row and what to do.
         """
         feed = self._feed(class_weight)
         size = training_batch_size(batch_size, batch_tokens, x)
+        if micro_batch_size is not None:
+            micro_batch_size = whole_number("micro_batch_size", micro_batch_size)
+            if self.jit_compile is True:
+                raise InputError(
+                    "micro_batch_size does not go with jit_compile=True: XLA wants to know the "
+                    "number of parts. Leave one of them out."
+                )
+        self.micro_batch_size = micro_batch_size
         if validation_split and validation_data is None:
             parts = feed.split(x, y, sample_weight, validation_split)
             (x, y, sample_weight), validation_data = parts
@@ -263,6 +281,8 @@ class RawTextModel(keras.Model):
         with self.distribute_strategy.scope():
             self.build()
             self._compile_from_head()
+            if self.objective is not None:
+                self.objective.begin(self)
             # Were its variables made in the first step, TensorFlow would trace the step twice.
             if not self.optimizer.built:
                 self.optimizer.build(self.trainable_weights)

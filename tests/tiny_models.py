@@ -76,6 +76,7 @@ def tiny_model(
     cls: type[bertkit.BertClassifier] = bertkit.BertClassifier,
     adapted: bool = True,
     seed: int | None = 0,
+    objective: bertkit.Objective | str | None = None,
     **sizes: Any,
 ) -> bertkit.BertClassifier:
     """Return a model that knows the labels of `LABELS`, unless it is not to."""
@@ -85,7 +86,7 @@ def tiny_model(
     if adapted:
         made.adapt(LABELS[head])
     text = preprocessor and bertkit.preprocessors.create(preprocessor, sequence_length=32)
-    return cls(tiny_encoder(**sizes), made, text)
+    return cls(tiny_encoder(**sizes), made, text, objective)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ must be registered, since a saved model names its parts.
 
 from bertkit.testing.encoders import check_encoder
 from bertkit.testing.heads import check_head
+from bertkit.testing.objectives import check_objective
 from bertkit.testing.preprocessors import check_preprocessor
 
-__all__ = ["check_encoder", "check_head", "check_preprocessor"]
+__all__ = ["check_encoder", "check_head", "check_objective", "check_preprocessor"]

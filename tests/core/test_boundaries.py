@@ -24,10 +24,11 @@ SOURCES = sorted([*CORE.rglob("*.py"), *PLUGINS.rglob("*.py")])
 CHECKOUT = (ROOT / "pyproject.toml").exists()
 # What a module may import at its head without making `bertkit --help` slow.
 HEAVY = {"tensorflow", "keras", "keras_hub", "tensorflow_text", "sklearn", "scipy", "pandas"}
-# What encoders and preprocessors of one source have in common.
+# What plugins of several kinds that read one source have in common.
 SHARED = {
-    "bertkit_plugins.encoders.saved_model_safety", "bertkit_plugins.encoders.tfhub_resolve"
-}  # fmt: skip
+    f"bertkit_plugins.encoders.{name}"
+    for name in ("saved_model_safety", "tfhub_resolve", "huggingface_weights", "sources")
+}
 # A function that makes an encoder, and the class it makes, which a saved model names.
 MADE = {"bertkit_plugins.encoders.tfhub": {"bertkit_plugins.encoders.saved_model"}}
 LIGHT = ["__init__", "arguments", "cli", "config", "errors", "merging", "registry", "schema",
@@ -165,6 +166,17 @@ def test_the_shipped_plugins_are_those_that_are_documented() -> None:
         ],
         "bertkit.preprocessors": ["sentence_pair", "single_text", "text_bytes", "tfhub"],
         "bertkit.heads": ["binary", "multi_label", "multiclass", "regression"],
+        "bertkit.objectives": [
+            "chain",
+            "distillation",
+            "fgm",
+            "free_lb",
+            "mixup",
+            "pgd",
+            "r_drop",
+            "smart",
+            "supervised_contrastive",
+        ],
     }
 
 

@@ -432,6 +432,7 @@ WRONG: dict[str, list[Any]] = {
     "training.epochs": [None, 0, -1, 1.0, 1.5, "3", True, [3], {"a": 3}],
     "training.batch_size": [0, -8, 32.0, "32", False, [32]],
     "training.batch_tokens": [0, -8, 1024.0, "1024", False, [1024]],
+    "training.micro_batch_size": [0, -8, 32.0, "32", False, [32]],
     "training.learning_rate": [None, 0, 0.0, -1e-5, "0.00005", True, [1.0], float("nan")],
     "training.warmup_steps": [-1, 1.0, "10", True, [10]],
     "training.warmup": [-0.1, 1.1, 10, "0.1", True, [0.1]],

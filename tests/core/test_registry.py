@@ -240,7 +240,7 @@ def test_an_unregistered_class_has_no_name() -> None:
 
 def test_every_kind_has_a_registry() -> None:
     assert {kind: registry.kind for kind, registry in REGISTRIES.items()} == {
-        kind: kind for kind in ("preprocessor", "encoder", "head")
+        kind: kind for kind in ("preprocessor", "encoder", "head", "objective")
     }
     for registry in REGISTRIES.values():
         assert registry.group == f"bertkit.{registry.kind}s"

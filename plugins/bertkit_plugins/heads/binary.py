@@ -6,10 +6,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from bertkit.errors import InputError
 from bertkit.head import Dense, Head
 from bertkit.labels import LabelSpace
+from bertkit_plugins.heads.divergence import bernoulli_divergence
 
 
 class BinaryHead(Head):
@@ -56,6 +58,9 @@ class BinaryHead(Head):
             self.labels,
             "single_label_classification",
         )
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        return bernoulli_divergence(outputs, others)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         positive = 1 / (1 + np.exp(-np.clip(outputs.reshape(-1), -500, 500)))

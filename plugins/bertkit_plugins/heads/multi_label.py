@@ -13,6 +13,7 @@ from bertkit.errors import InputError, shown
 from bertkit.evaluation.metrics import Report, multi_label_report
 from bertkit.head import Dense, Head
 from bertkit.labels import LabelSpace, plain, rows_of
+from bertkit_plugins.heads.divergence import bernoulli_divergence
 
 
 class MultiLabelHead(Head):
@@ -26,6 +27,8 @@ class MultiLabelHead(Head):
         labels: the labels in the order of their ids; learned from the data, sorted, if `None`.
         dropout: rate on the features.
     """
+
+    single_label = False
 
     def _checked(self, space: LabelSpace) -> LabelSpace:
         return space
@@ -75,6 +78,9 @@ class MultiLabelHead(Head):
     def as_dense(self) -> Dense:
         kernel, bias = (np.asarray(x, dtype="float32") for x in (self.kernel, self.bias))
         return Dense(kernel, bias, self.labels, "multi_label_classification")
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        return bernoulli_divergence(outputs, others)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-np.clip(outputs, -500, 500)))

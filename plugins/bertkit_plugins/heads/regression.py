@@ -31,6 +31,8 @@ class RegressionHead(Head):
         dropout: rate on the features.
     """
 
+    single_label = False
+
     def __init__(
         self,
         range: list[float] | None = None,
@@ -99,6 +101,10 @@ class RegressionHead(Head):
             keras.metrics.MeanAbsoluteError(name="mean_absolute_error"),
             RunningPearson(name="pearson"),
         ]
+
+    def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+        """Return that of normal distributions as wide as the scale, (B,)."""
+        return tf.reduce_mean(tf.square((outputs - others) / self._known()[1]), axis=-1) / 2
 
     def encode_labels(self, labels: Any) -> np.ndarray:
         """Return targets, float32 (N, 1).

@@ -1,0 +1,135 @@
+"""A batch in parts, against the same batch at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import bertkit
+from bertkit.errors import InputError
+from bertkit.micro_batches import _trimmed
+from bertkit.training.optimizer import AdamW
+from tests.command_line import tiny_config, write_tiny_data
+from tests.tiny_models import HEADS, LABELS, TEXTS, tensors, tiny_model
+
+SGD = keras.optimizers.SGD
+
+
+def trained(
+    head: str, parts: int | None, *, batch_size: int, optimizer: Any = None, x: Any = TEXTS,
+    weighted: bool = True, **options: Any,
+) -> tuple[list[np.ndarray], dict[str, list[float]]]:  # fmt: skip
+    """Return the weights after two epochs without dropout, and what was logged."""
+    model = tiny_model(head, dropout=0.0, attention_dropout=0.0)
+    model.head.dropout = 0.0
+    model.compile(optimizer or SGD(0.1, 0.9), **options)
+    weight = np.linspace(0.1, 3, len(TEXTS)) if weighted else None
+    history = model.fit(
+        x, LABELS[head], sample_weight=weight, batch_size=batch_size, epochs=2, verbose=0,
+        micro_batch_size=parts,
+    )  # fmt: skip
+    return [np.array(weight) for weight in model.trainable_weights], history.history
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("batch_size", "parts"),
+    [(11, 4), (6, 4)],  # 4 + 4 + 3 rows; 4 + 2, and of the last batch of 5, 4 + 1
+)
+def test_the_update_is_that_of_the_whole_batch(head: str, batch_size: int, parts: int) -> None:
+    weights, logs = trained(head, None, batch_size=batch_size)
+    others, other_logs = trained(head, parts, batch_size=batch_size)
+    for one, other in zip(weights, others, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    for name, values in logs.items():
+        np.testing.assert_allclose(other_logs[name], values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"x": tensors()},
+        {"weighted": False, "run_eagerly": True},
+        {"optimizer": AdamW(1e-3, global_clipnorm=0.5)},
+    ],
+    ids=["tensors", "eagerly", "clipped"],
+)
+def test_other_ways_to_the_same_update(case: dict[str, Any]) -> None:
+    if "optimizer" in case:
+        case = {**case, "optimizer": AdamW.from_config(case["optimizer"].get_config())}
+    whole, _ = trained("multiclass", None, batch_size=6, **_anew(case))
+    parts, _ = trained("multiclass", 4, batch_size=6, **_anew(case))
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+def _anew(case: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer belongs to one model."""
+    made = {k: AdamW.from_config(v.get_config()) for k, v in case.items() if k == "optimizer"}
+    return {**case, **made}
+
+
+def test_parts_that_count_alike_would_be_found() -> None:
+    """Parts of 4 and 1 rows averaged as equals give another update."""
+    whole, _ = trained("binary", None, batch_size=5)
+    model = tiny_model("binary", dropout=0.0, attention_dropout=0.0)
+    model.head.dropout = 0.0
+    model.compile(SGD(0.1, 0.9, gradient_accumulation_steps=2))
+    model.fit(TEXTS, LABELS["binary"], sample_weight=np.linspace(0.1, 3, len(TEXTS)), batch_size=4,
+              epochs=2, verbose=0)  # fmt: skip
+    off = [np.abs(a - b).max() for a, b in zip(whole, model.trainable_weights, strict=True)]
+    assert max(off) > 1e-4
+
+
+def test_float16_scales_the_gradient_of_the_whole() -> None:
+    results = []
+    for parts in (None, 4):
+        keras.config.set_dtype_policy("mixed_float16")
+        try:
+            results.append(trained("binary", parts, batch_size=11)[0])
+        finally:
+            keras.config.set_dtype_policy("float32")
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
+    assert any(np.abs(one - two).max() > 0 for one, two in zip(*results, strict=True))
+
+
+def test_another_size_is_traced_anew() -> None:
+    model = tiny_model("binary")
+    model.compile(SGD(0.1))
+    for parts in (None, 4, 4, 3, None):
+        model.fit(TEXTS, LABELS["binary"], verbose=0, micro_batch_size=parts)
+        assert model.micro_batch_size == parts
+
+
+def test_padding_of_a_part_is_cut_off() -> None:
+    x = {name: tensor[3:5] for name, tensor in tensors().items()}
+    longest = x["padding_mask"].sum(axis=1).max()
+    assert longest < x["padding_mask"].shape[1]
+    trimmed = _trimmed(x)
+    for name, tensor in trimmed.items():
+        np.testing.assert_array_equal(tensor, x[name][:, :longest])
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "4"])
+def test_a_size_that_is_none(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"micro_batch_size is .* Give a whole number above 0"):
+        tiny_model().fit(TEXTS, LABELS["binary"], micro_batch_size=wrong)
+
+
+def test_xla_is_refused() -> None:
+    model = tiny_model()
+    model.compile("adam", jit_compile=True)
+    with pytest.raises(InputError, match="does not go with jit_compile=True"):
+        model.fit(TEXTS, LABELS["binary"], micro_batch_size=4)
+
+
+def test_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_tiny_data(tmp_path))
+    config = tiny_config(training__micro_batch_size=3)
+    result = bertkit.run(config, verbose=0)
+    assert result.model.micro_batch_size == 3

@@ -1,0 +1,247 @@
+"""Objectives in a model's step, in its config and in what is saved."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import bertkit
+from bertkit.config import config_from_mapping, load_config, to_yaml
+from bertkit.errors import ConfigError, InputError
+from bertkit.registry import objectives
+from bertkit.testing import check_objective
+from tests.command_line import tiny_config, write_tiny_data
+from tests.processes import ROOT, run
+from tests.tiny_models import LABELS, TEXTS, assert_same, tensors, tiny_model, weights_of
+
+
+class Plain(bertkit.Objective):
+    """The head's loss."""
+
+    def loss(self, step: Any) -> Any:
+        return step.loss()
+
+
+class Twice(bertkit.Objective):
+    """Twice the loss that it is around."""
+
+    def loss(self, step: Any) -> Any:
+        loss, logits = step.loss()
+        return 2 * loss, logits
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Any:
+    before = dict(objectives._decorated)
+    for cls in (Plain, Twice):
+        objectives.register(cls.__name__.lower())(cls)
+    yield
+    objectives._decorated = before
+
+
+def fitted(objective: Any, head: str = "multiclass", texts: Any = TEXTS) -> bertkit.BertClassifier:
+    model = tiny_model(head, objective=objective)
+    model.compile(keras.optimizers.SGD(0.1))
+    weights = np.linspace(0.1, 2, len(TEXTS))
+    model.fit(texts, LABELS[head], epochs=2, batch_size=4, verbose=0, sample_weight=weights)
+    return model
+
+
+def test_an_objective_that_changes_nothing_changes_nothing() -> None:
+    plain, none = fitted("plain"), fitted(None)
+    assert_same(weights_of(plain), weights_of(none))
+
+
+def test_an_objective_is_what_the_step_minimizes() -> None:
+    once, twice = fitted(None, texts=tensors()), tiny_model("multiclass", objective="twice")
+    twice.compile(keras.optimizers.SGD(0.05))
+    weights = np.linspace(0.1, 2, len(TEXTS))
+    twice.fit(
+        tensors(), LABELS["multiclass"], epochs=2, batch_size=4, verbose=0, sample_weight=weights
+    )
+    for one, other in zip(once.trainable_weights, twice.trainable_weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_inner_objective_of_a_step_is_the_outer_one_s_loss() -> None:
+    model = tiny_model("multiclass", dropout=0.0, attention_dropout=0.0)
+    model.head.dropout = 0.0
+    model.compile(keras.optimizers.SGD(0.0), model.head.make_loss(), metrics=[])
+    targets = tf.constant(LABELS["multiclass"])
+    with tf.GradientTape() as tape:
+        step = bertkit.objective.Step(model, tensors(), targets, None, tape)
+        losses = [float(step.loss_of(*[Twice()] * n)[0]) for n in (0, 1, 2)]
+    np.testing.assert_allclose(losses, losses[0] * np.array([1, 2, 4]), rtol=1e-6)
+
+
+def test_a_report_of_gradients_is_that_of_the_objective() -> None:
+    for head in ("binary", "multi_label"):
+        once, twice = (
+            tiny_model(head, objective=one).gradient_report(TEXTS, LABELS[head])
+            for one in (None, "twice")
+        )
+        assert twice.loss == pytest.approx(2 * once.loss, rel=1e-6)
+        for one, other in zip(once.layers, twice.layers, strict=True):
+            if one.gradient_norm is not None:
+                assert other.gradient_norm == pytest.approx(2 * one.gradient_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [3, Plain, keras.losses.Hinge()])
+def test_what_is_no_objective_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"The objective is .* Give an instance of bertkit.Object"):
+        tiny_model(objective=wrong)
+
+
+def test_an_objective_without_a_loss() -> None:
+    model = tiny_model(objective=bertkit.Objective())
+    with pytest.raises(NotImplementedError, match="Objective must define `loss`"):
+        model.fit(TEXTS, LABELS["binary"], verbose=0)
+
+
+def test_what_is_saved_names_its_objective(tmp_path: Path) -> None:
+    model = fitted(bertkit.objectives.create("r_drop", alpha=0.25), "binary")
+    bertkit.save(model, tmp_path / "model")
+    loaded = bertkit.load(tmp_path / "model")
+    assert loaded.objective.alpha == 0.25
+    pairs = zip(loaded.trainable_weights, model.trainable_weights, strict=True)
+    assert all(np.array_equal(one, other) for one, other in pairs)
+    assert (
+        '"objective": {\n      "name": "r_drop"' in (tmp_path / "model/manifest.json").read_text()
+    )
+
+
+# --- in a config
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with tiny data, which is the current one."""
+    monkeypatch.chdir(write_tiny_data(tmp_path))
+    return tmp_path
+
+
+def test_a_run_with_an_objective(in_folder: Path) -> None:
+    config = {**tiny_config(), "objective": {"plugin": "fgm", "epsilon": 0.5}}
+    result = bertkit.run(config, verbose=0)
+    assert result.model.objective.epsilon == 0.5
+    again = load_config([result.folder / "config.yaml"])
+    assert again.objective.plugin == "fgm" and again.objective.arguments == {"epsilon": 0.5}
+    assert bertkit.load(result.folder).objective.epsilon == 0.5
+
+
+def test_no_objective_stands_nowhere(in_folder: Path) -> None:
+    for given in ({}, {"objective": None}):
+        config = config_from_mapping({**tiny_config(), **given})
+        assert config.objective is None and "objective" not in to_yaml(config)
+    assert bertkit.build(config).objective is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"plugin": "rdrop"}, "did you mean 'r_drop'?"),
+        ({"plugin": "r_drop", "alhpa": 1}, "unknown key, expected one of alpha"),
+        ({"plugin": "r_drop", "alpha": "much"}, "objective.alpha"),
+        ({"alpha": 1}, "missing, expected an installed objective"),
+        ("r_drop", "expected a section, such as objective: {plugin: r_drop}"),
+    ],
+)
+def test_mistakes_in_a_config(objective: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping({**tiny_config(), "objective": objective})
+    assert message in str(caught.value)
+
+
+# --- the checker
+
+
+def broken(**methods: Any) -> type[bertkit.Objective]:
+    cls = type("Broken", (bertkit.Objective,), {"__module__": __name__, **methods})
+    return objectives.register("broken")(cls)
+
+
+def no_gradient(self: Any, step: Any) -> Any:
+    loss, logits = step.loss()
+    return tf.stop_gradient(loss), logits
+
+
+def unweighted(self: Any, step: Any) -> Any:
+    logits = step.logits()
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(step.targets, logits)
+    return tf.reduce_mean(losses), logits
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"loss": lambda self, step: (step.loss()[0][None], step.loss()[1])}, "one finite float32"),
+        ({"loss": lambda self, step: (step.loss()[0], step.loss()[1][:2])}, "must have the shape"),
+        ({"loss": no_gradient}, "no gradient reaches"),
+        ({"loss": unweighted}, "twice the loss"),
+        ({"loss": lambda self, step: (-step.loss()[0], step.logits())}, "must lower the head's"),
+        ({"get_config": lambda self: {"alpha": {1, 2}}, "loss": Plain.loss}, "JSON"),
+    ],
+)  # fmt: skip
+def test_the_checker_finds(methods: dict[str, Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_objective(broken(**methods))
+
+
+def test_the_checker_takes_other_heads() -> None:
+    check_objective(Plain, "regression", [1.0, 2.0, 4.0])
+
+
+# --- several devices
+
+MIRRORED = """
+import sys
+sys.path.insert(0, {root!r})
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import bertkit
+from tests.tiny_models import LABELS, TEXTS, tiny_model
+
+def made(name, options):
+    objective = name and bertkit.objectives.create(name, **options)
+    model = tiny_model("multiclass", objective=objective, dropout=0.0, attention_dropout=0.0)
+    model.head.dropout = 0.0
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+def results(model, parts):
+    weights = np.linspace(0.1, 2, 10)
+    model.fit(TEXTS[:10], LABELS["multiclass"][:10], batch_size=4, sample_weight=weights, verbose=0,
+              shuffle=False, epochs=2, micro_batch_size=parts)
+    return [np.array(w) for w in model.trainable_weights]
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+# Even batches: of an odd one Keras averages the devices' means.
+cases = [(None, {{}}, 1), ("fgm", {{}}, None), ("r_drop", {{}}, 1)]
+for name, options, parts in cases:
+    single = results(made(name, options), None)
+    with strategy.scope():
+        model = made(name, options)
+    for one, other in zip(single, results(model, parts), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    print("SAME")
+for name in ("smart", "mixup"):
+    with strategy.scope():
+        model = made(name, {{}})
+    assert all(np.isfinite(weight).all() for weight in results(model, None))
+    print("FINITE")
+"""
+
+
+def test_objectives_under_a_strategy(tmp_path: Path) -> None:
+    program = tmp_path / "mirrored.py"
+    program.write_text(MIRRORED.format(root=str(ROOT)))
+    printed = run([sys.executable, program], tmp_path).split()
+    assert printed == ["SAME"] * 3 + ["FINITE"] * 2
