@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import difflib
 import inspect
 import json
@@ -95,6 +96,20 @@ def arguments_of(plugin: Callable[..., Any]) -> list[Argument]:
     ]
 
 
+def section_of(annotation: Any) -> tuple[type[Any], bool] | None:
+    """Return the dataclass whose fields are the keys of a value, and whether it is a list of such.
+
+    `None` for a type without a dataclass; `list[Group] | None` gives `(Group, True)`.
+    """
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation, False
+    for part in typing.get_args(annotation):
+        found = section_of(part)
+        if found:
+            return found[0], found[1] or typing.get_origin(annotation) is list
+    return None
+
+
 def convert(annotation: Any, value: Any) -> Any:
     """Return `value`, made of what YAML can write, as `annotation` wants it.
 
@@ -125,7 +140,9 @@ def convert(annotation: Any, value: Any) -> Any:
             wrong = error
     place, item = _blame(value, wrong)
     found = f", and at {place} it is {show(item)}" if place else ""
-    raise ValueError(f"expected {describe(annotation)}{found}{_hint(annotation, item)}") from None
+    raise ValueError(
+        f"expected {describe(annotation)}{found}{_hint(annotation, item, bool(place))}"
+    ) from None
 
 
 def type_adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -146,6 +163,9 @@ def describe(annotation: Any, plural: bool = False) -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and annotation in _NAMES:
         return _NAMES[annotation][plural]
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        keys = ", ".join(argument.name for argument in arguments_of(annotation))
+        return f"{'sections' if plural else 'a section'} of the keys {keys}"
     if origin is typing.Annotated:
         words = [part for part in inner[1:] if isinstance(part, str)]
         return words[0] if words else describe(inner[0], plural) + _bounds(inner[1:])
@@ -250,7 +270,7 @@ def _blame(value: Any, error: ValidationError) -> tuple[str, Any]:
     return ".".join(place), value
 
 
-def _hint(annotation: Any, item: Any) -> str:
+def _hint(annotation: Any, item: Any, inside: bool) -> str:
     expected = describe(annotation)
     if isinstance(item, dict):
         odd = next((key for key in item if not isinstance(key, str)), None)
@@ -263,7 +283,11 @@ def _hint(annotation: Any, item: Any) -> str:
     if isinstance(item, str):
         if "number" in expected and _is_number(item):
             return "; write it without quotes"
-        if "a list of" in expected and "text" not in expected.partition("a list of")[0]:
+        if (
+            not inside
+            and "a list of" in expected
+            and "text" not in expected.partition("a list of")[0]
+        ):
             return f"; write a list as [{item}]"
         return nearest(item, _choices(annotation))
     return ""

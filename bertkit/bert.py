@@ -14,7 +14,7 @@ from bertkit.errors import EncoderError
 from bertkit.layers import ACTIVATIONS, Embeddings
 from bertkit.pooling import Pooling, PoolingName
 from bertkit.tokenizer import Vocabulary
-from bertkit.transformer import TransformerLayer
+from bertkit.transformer import LORA_TARGETS, TransformerLayer
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
 
@@ -76,6 +76,7 @@ class BertEncoder(Encoder):
         embedding_size: int | None = None,
         **kwargs: Any,
     ) -> None:
+        lora = kwargs.pop("lora", None)  # in the config of an encoder whose LoRA is not merged
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.hidden_size = hidden_size
@@ -106,6 +107,9 @@ class BertEncoder(Encoder):
             self.vocabulary = Vocabulary.from_file(vocabulary, lowercase=lowercase)
         # No shape depends on the input, so the weights can be there from the start.
         self.build((None, None))
+        self.lora: dict[str, Any] | None = None
+        if lora is not None:
+            self.enable_lora(**lora)
 
     def _check_sizes(self) -> None:
         sizes = {
@@ -193,9 +197,77 @@ class BertEncoder(Encoder):
     def layers_in_order(self) -> list[keras.layers.Layer]:
         return [self.embeddings, *self.transformer_layers]
 
+    def enable_lora(
+        self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("qkv",)
+    ) -> None:
+        """Freeze the layers, and train low-rank additions to their kernels in their place.
+
+        LoRA, Hu et al. 2021 (https://arxiv.org/abs/2106.09685): a kernel (N, M) becomes
+        `kernel + alpha / rank * down @ up`, with down (N, rank) random and up (rank, M) zero, so
+        that at first nothing changes. Embeddings and norms are frozen as well; the pooling trains
+        as before. Call it before `compile`.
+
+        Args:
+            rank: at most the smaller side of each kernel.
+            alpha: above 0.
+            targets: the kernels, of "qkv" (query, key and value, which share `down`),
+                "attention_output", "intermediate" and "output".
+
+        Raises:
+            EncoderError: LoRA is there already, or cannot be with these numbers.
+        """
+        if self.lora is not None:
+            raise EncoderError(
+                "The encoder has LoRA already. Call merge_lora() before enable_lora()."
+            )
+        largest = min(self.hidden_size, self.intermediate_size)
+        if not 1 <= rank <= largest:
+            raise EncoderError(
+                f"The rank of LoRA is {rank}; it must be at least 1 and at most {largest}, the "
+                "smaller side of the kernels."
+            )
+        if not 0 < alpha < math.inf:
+            raise EncoderError(f"The alpha of LoRA is {alpha}; it must be above 0, such as 16.")
+        unknown = [target for target in targets if target not in LORA_TARGETS]
+        if unknown or not targets or len({*targets}) < len(targets):
+            raise EncoderError(
+                f"The targets of LoRA are {', '.join(map(repr, targets)) or 'none'}. Give one or "
+                f"more of {', '.join(LORA_TARGETS)}, each once."
+            )
+        frozen = [
+            weight
+            for layer in self.layers_in_order()
+            for weight in layer.weights
+            if weight.trainable
+        ]
+        for weight in frozen:
+            weight.trainable = False
+        object.__setattr__(self, "_frozen_for_lora", frozen)  # not tracked a second time
+        for layer in self.transformer_layers:
+            layer.add_lora(targets, rank, alpha / rank)
+        self.lora = {"rank": rank, "alpha": alpha, "targets": list(targets)}
+
+    def merge_lora(self) -> None:
+        """Make LoRA's additions a part of the kernels: the encoder is a plain BERT again.
+
+        Its outputs stay as they are but for rounding. What `enable_lora` froze is trainable again,
+        so a model must be compiled anew before it is trained further.
+
+        Raises:
+            EncoderError: there is no LoRA.
+        """
+        if self.lora is None:
+            raise EncoderError("The encoder has no LoRA to merge. Call enable_lora() first.")
+        for layer in self.transformer_layers:
+            layer.merge_lora()
+        for weight in self._frozen_for_lora:
+            weight.trainable = True
+        self.lora = None
+
     def get_config(self) -> dict[str, Any]:
         names = ("vocabulary_size", "hidden_size", "num_layers", "num_heads",
                  "intermediate_size", "max_sequence_length", "num_segments", "hidden_act",
                  "layer_norm_epsilon", "dropout", "attention_dropout", "pooling",
                  "initializer_range", "embedding_size")  # fmt: skip
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        lora = {} if self.lora is None else {"lora": {**self.lora}}
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}, **lora}

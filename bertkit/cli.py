@@ -97,6 +97,41 @@ def inspect(config: Config, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def find_learning_rate(
+    config: Config,
+    smallest: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-7,
+    largest: Annotated[float, typer.Option(help="The last learning rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="How many there are.")] = 100,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder for learning_rate.csv and .png.")
+    ] = Path(),
+) -> None:  # fmt: skip
+    """Try ever higher learning rates, undo it, and suggest one; write a table and a plot."""
+    from bertkit.console import print_range_test, quiet_start
+
+    with quiet_start():
+        from bertkit import experiment
+    result = experiment.find_learning_rate(
+        _load(config), smallest=smallest, largest=largest, steps=steps
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    table, plot = output / "learning_rate.csv", output / "learning_rate.png"
+    result.write_csv(table)
+    print_range_test(result)
+    if result.diverged:
+        print("The loss diverged after the last of them.")
+    if result.suggestion is None:
+        print("It falls nowhere, so no learning rate is suggested. Try other rates, or more steps.")
+    else:
+        print(f"It falls the fastest at training.learning_rate={result.suggestion:.1e}")
+    try:
+        result.write_plot(plot)
+        print(f"Wrote {table} and {plot}.")
+    except ImportError as error:
+        print(f"Wrote {table}. {error}")
+
+
+@app.command()
 def evaluate(
     run: Run,
     data: Annotated[

@@ -8,6 +8,7 @@ it is for folders and names, not for secrets.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bertkit.arguments import Argument, arguments_of, convert, describe, nearest
+from bertkit.arguments import Argument, arguments_of, convert, describe, nearest, section_of
 from bertkit.errors import ConfigError, PluginError
 from bertkit.merging import (
     COMMAND_LINE,
@@ -31,6 +32,7 @@ from bertkit.merging import (
 from bertkit.registry import REGISTRIES, Registry, preprocessors
 
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]  # Keras dtype policies
+LoraTarget = Literal["qkv", "attention_output", "intermediate", "output"]
 _Text = Annotated[str, Field(min_length=1), "text"]
 _Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
 _Split = _Files | Annotated[float, Field(gt=0, lt=1)] | None
@@ -66,6 +68,42 @@ class DataConfig:
 
 
 @dataclass
+class ParameterGroupConfig:
+    """Weights that are trained differently.
+
+    Attributes:
+        match: a regular expression that is searched in the paths of weights; each weight belongs
+            to the first group that matches it.
+        learning_rate: their highest learning rate, in place of that of the training.
+        weight_decay: their weight decay, biases and norms included, in place of that of the
+            training.
+        frozen: whether they stay as they are.
+    """
+
+    match: _Text
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    frozen: bool = False
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank additions to the kernels of a BERT, trained in their place.
+
+    Attributes:
+        rank: the width of the additions.
+        alpha: divided by the rank, what they are multiplied with.
+        targets: the kernels of a layer that have one; "qkv" is query, key and value.
+        merge: whether the model that is saved has them in its kernels, as a plain BERT.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = ("qkv",)
+    merge: bool = True
+
+
+@dataclass
 class TrainingConfig:
     """How the model is trained.
 
@@ -73,7 +111,8 @@ class TrainingConfig:
         epochs: how often each row is seen; 0 trains the head alone, with `head_epochs`.
         batch_size: rows in a batch; 32 if there is no `batch_tokens` either.
         learning_rate: the highest learning rate.
-        warmup: the fraction of the steps over which the learning rate rises from zero.
+        warmup: the fraction of the steps over which the learning rate rises from zero; 0.1 if
+            there are no `warmup_steps` either.
         schedule: how the learning rate falls after the warm-up.
         weight_decay: decoupled weight decay, of kernels and embeddings.
         layer_decay: what the learning rate is multiplied with from layer to layer, top to bottom.
@@ -86,12 +125,20 @@ class TrainingConfig:
             writes a checkpoint after each step.
         micro_batch_size: rows that are computed at once, for less memory; the update is that of
             the whole batch.
+        parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
+        warmup_steps: in place of `warmup`, the number of these steps.
+        clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.
+        ema: the decay of an exponential moving average of the weights, such as 0.999; validation
+            and the final model have the averages.
+        lora: low-rank additions that train in place of the encoder's layers.
+        unfreeze: the epochs after which the top layer of the encoder trains as well as the head,
+            and then the next one, down to the embeddings.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
     batch_size: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    warmup: Annotated[float, Field(ge=0, le=1)] | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -101,10 +148,18 @@ class TrainingConfig:
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    parameter_groups: list[ParameterGroupConfig] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    lora: LoraConfig | None = None
+    unfreeze: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
             self.batch_size = 32
+        if self.warmup is None and self.warmup_steps is None:
+            self.warmup = 0.1
 
 
 @dataclass
@@ -192,9 +247,12 @@ def to_yaml(config: ExperimentConfig) -> str:
         if isinstance(section, PluginConfig):
             tree[key] = {"plugin": section.plugin, **section.arguments}
         elif key in SECTIONS:
-            keys = dataclasses.asdict(section)
-            tree[key] = {name: value for name, value in keys.items() if value is not None}
+            tree[key] = dataclasses.asdict(section, dict_factory=_given)
     return dump(tree)
+
+
+def _given(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if value is not None}
 
 
 def _config(
@@ -242,12 +300,11 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
         section = values.get(name)
         if isinstance(section, dict) and name in SECTIONS:
             given = _checked(section, arguments_of(SECTIONS[name]), (name,), problems)
-            if given.get("batch_size") and given.get("batch_tokens"):
-                problems.add(
-                    (name, "batch_tokens"),
-                    "expected this or batch_size, not both; null takes one back",
-                    given["batch_tokens"],
-                )
+            for key, other in (("batch_tokens", "batch_size"), ("warmup_steps", "warmup")):
+                if given.get(key) is not None and given.get(other) is not None:
+                    wanted = f"expected this or {other}, not both; null takes one back"
+                    problems.add((name, key), wanted, given[key])
+            _check_groups(given, (name, "parameter_groups"), problems)
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)
         elif isinstance(section, dict):
@@ -312,10 +369,47 @@ def _checked(
                 problems.add(here, f"missing, expected {describe(argument.annotation)}")
             continue
         try:
-            result[argument.name] = convert(argument.annotation, values[argument.name])
+            result[argument.name] = _converted(
+                argument.annotation, values[argument.name], here, problems
+            )
         except ValueError as error:
             problems.add(here, str(error), values[argument.name])
     return result
+
+
+def _converted(annotation: Any, value: Any, path: KeyPath, problems: Problems) -> Any:
+    """Return a value as `convert` does, and a section in it key by key; `None` after a note.
+
+    Raises:
+        ValueError: it does not fit, and no key in it is to blame.
+    """
+    schema, many = section_of(annotation) or (None, False)
+    if schema and not many and isinstance(value, dict):
+        given = _checked(value, arguments_of(schema), path, problems)
+        return None if problems.known(path) else schema(**given)
+    if schema and many and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        items = enumerate(value)
+        return [_converted(schema, item, (*path, index), problems) for index, item in items]
+    return convert(annotation, value)
+
+
+def _check_groups(training: Mapping[str, Any], path: KeyPath, problems: Problems) -> None:
+    """Note what is wrong with parameter groups beyond the types of their keys."""
+    for index, group in enumerate(training.get("parameter_groups") or ()):
+        here = (*path, index)
+        if problems.known(here):
+            continue
+        try:
+            re.compile(group.match)
+        except re.error as error:
+            wanted = f"expected a regular expression, such as layer_0/ ({error})"
+            problems.add((*here, "match"), wanted, group.match)
+        if group.frozen and (group.learning_rate or group.weight_decay) is not None:
+            wanted = "expected this, or learning_rate and weight_decay, not both"
+            problems.add((*here, "frozen"), wanted, True)
+        elif not group.frozen and not group.learning_rate and training.get("layer_decay", 1) < 1:
+            wanted = "missing, expected a number, since layer_decay leaves out what a group has"
+            problems.add((*here, "learning_rate"), wanted)
 
 
 def _elsewhere(key: Any) -> str:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from bertkit.gradients import GradientReport, LayerGradients
+    from bertkit.training.range_test import RangeTest
 
 _SHOWN = 32  # tokens of a row
 _NAMED = 3  # weights of a layer
+_RATES = 12  # of a range test
 
 
 @contextlib.contextmanager
@@ -49,6 +51,17 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> None:
         [name, *(_figure(measures.get(name)) for measures in metrics.values())] for name in names
     ]
     print_table(["measure", *metrics], cells)
+
+
+def print_range_test(result: RangeTest) -> None:
+    """Print some of the learning rates with their losses."""
+    last = len(result.learning_rates) - 1
+    shown = sorted({round(index * last / (_RATES - 1)) for index in range(_RATES)})
+    print_table(
+        ["learning rate", "loss", "smoothed"],
+        [[f"{result.learning_rates[i]:.2e}", _figure(result.losses[i]), _figure(result.smoothed[i])]
+         for i in shown],
+    )  # fmt: skip
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

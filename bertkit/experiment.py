@@ -16,9 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit import artifact
+from bertkit.bert import BertEncoder
 from bertkit.classifier import BertClassifier
 from bertkit.config import (
     ExperimentConfig,
+    LoraConfig,
     TrainingConfig,
     config_from_mapping,
     load_config,
@@ -31,10 +33,15 @@ from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError, DataError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
+from bertkit.training import range_test
+from bertkit.training.averaging import AveragedWeights
 from bertkit.training.checkpoint import Checkpoint
+from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.history import HistoryFile
 from bertkit.training.optimizer import AdamW, layer_decay
+from bertkit.training.range_test import RangeTest
 from bertkit.training.schedule import WarmupSchedule
+from bertkit.training.unfreezing import GradualUnfreezing
 from bertkit.unfinished import (
     check_same,
     check_unfinished,
@@ -253,11 +260,19 @@ def train(
             batch_tokens=training.batch_tokens,
             micro_batch_size=training.micro_batch_size,
             epochs=training.epochs,
-            callbacks=[*_loggers(folder / "history.csv", folder / "logs"), checkpoint],
+            callbacks=[
+                *callbacks_of(training),
+                *_loggers(folder / "history.csv", folder / "logs"),
+                checkpoint,
+            ],
         )
         _check_converged(
             history, "training.learning_rate", training.learning_rate, ", or raise training.warmup"
         )
+        if training.lora and training.lora.merge:
+            # Its optimizer is one of weights that are no more, so the model is compiled no more.
+            cast(BertEncoder, model.encoder).merge_lora()
+            model.compiled, model.optimizer = False, None
 
 
 def _loggers(history: Path, logs: Path) -> list[keras.callbacks.Callback]:
@@ -295,22 +310,74 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
 
     Raises:
         DataError: a label cannot be used.
+        ConfigError: the encoder cannot have LoRA.
+        EncoderError: LoRA cannot be with these numbers.
+        InputError: a parameter group matches no weight.
     """
     learn_labels(model, rows)
+    if training.lora:
+        _enable_lora(model, training.lora)
     steps = training.epochs * batch_count(rows.examples.lengths, _size(training), "shuffled")
-    schedule = WarmupSchedule(
-        training.learning_rate, steps, round(training.warmup * steps), training.schedule
-    )
-    multipliers = layer_decay(model.encoder, training.layer_decay)
+    warmup = training.warmup_steps
+    if warmup is None:
+        warmup = round(cast("float", training.warmup) * steps)  # one of the two always is there
+    schedule = WarmupSchedule(training.learning_rate, steps, warmup, training.schedule)
     model.compile(
         optimizer=AdamW(
             schedule,
-            multipliers if training.layer_decay < 1 else None,
+            parameter_groups(model, training),
             weight_decay=training.weight_decay,
+            global_clipnorm=training.clip_norm,
+            **({"use_ema": True, "ema_momentum": training.ema} if training.ema else {}),
         ),
         loss=model.head.make_loss(),
         metrics=model.head.make_metrics(),
     )
+
+
+def _enable_lora(model: BertClassifier, lora: LoraConfig) -> None:
+    if not isinstance(model.encoder, BertEncoder):
+        raise ConfigError(
+            f"training.lora needs the kernels of a BERT, and {type(model.encoder).__name__} has "
+            "none that are known. Take it out, or choose an encoder that is a BertEncoder."
+        )
+    model.encoder.enable_lora(lora.rank, lora.alpha, lora.targets)
+
+
+def callbacks_of(training: TrainingConfig) -> list[keras.callbacks.Callback]:
+    """Return what takes part in `fit`; it comes before callbacks that read weights."""
+    callbacks: list[keras.callbacks.Callback] = []
+    if training.unfreeze:
+        callbacks.append(GradualUnfreezing(training.unfreeze))
+    if training.ema:
+        callbacks.append(AveragedWeights())
+    return callbacks
+
+
+def parameter_groups(model: BertClassifier, training: TrainingConfig) -> list[ParameterGroup]:
+    """Freeze what is to be frozen, and return the groups for the optimizer of the rest.
+
+    Raises:
+        InputError: a group matches no weight.
+    """
+    groups = training.parameter_groups or []
+    check_matches(groups, model.weights)
+    for weight in model.weights:
+        group = group_of(weight.path, groups)
+        if group and group.frozen:
+            weight.trainable = False
+    made = [
+        ParameterGroup(
+            group.match,
+            1.0 if group.learning_rate is None else group.learning_rate / training.learning_rate,
+            group.weight_decay,
+        )
+        for group in groups
+        if not group.frozen
+    ]
+    if training.layer_decay < 1:
+        made += layer_decay(model.encoder, training.layer_decay)
+    return made
 
 
 @_enough_memory()
@@ -333,6 +400,39 @@ def inspect(config: ExperimentConfig | Mapping[str, Any]) -> GradientReport:
     batch = first.examples.batch(np.arange(len(first.labels)))
     with first.located():
         return model.gradient_report(batch, first.labels)
+
+
+@_enough_memory()
+def find_learning_rate(config: ExperimentConfig | Mapping[str, Any], **sweep: Any) -> RangeTest:
+    """Return how the loss behaves at ever higher learning rates; see `training.range_test`.
+
+    Nothing is written, and of the training all but the learning rate is as in a run that begins
+    with all weights: without `head_epochs` and `unfreeze`.
+
+    Args:
+        config: an experiment, or a mapping of the form of its YAML.
+        **sweep: `smallest`, `largest` and `steps`.
+
+    Raises:
+        ConfigError: the config is wrong, or the memory does not suffice.
+        DataError: a file or a row cannot be used.
+        BertkitError: a part cannot be made, or the range is none.
+    """
+    config = _valid(config)
+    keras.utils.set_random_seed(config.seed)
+    model = build(config)
+    rows = read_data(config, model)["train"]
+    prepare(model, rows, config.training)
+    _targets(model, rows)
+    return range_test.find_learning_rate(
+        model,
+        rows.examples,
+        rows.labels,
+        batch_size=config.training.batch_size,
+        batch_tokens=config.training.batch_tokens,
+        micro_batch_size=config.training.micro_batch_size,
+        **sweep,
+    )
 
 
 def evaluate(model: BertClassifier, split: Split) -> dict[str, float | None]:

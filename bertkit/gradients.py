@@ -108,7 +108,7 @@ def gradient_report(
         model.objective.begin(model)
     optimizer = _optimizer(model)
     notes: list[str] = []
-    with _undone([*model.variables, *model.metrics_variables, *optimizer.variables]):
+    with undone([*model.variables, *model.metrics_variables, *optimizer.variables]):
         loss, scale, pairs, hidden = _backward(model, optimizer, inputs, targets, notes)
         norms = {id(weight): _norm(gradient) / scale for gradient, weight in pairs}
         before = {id(weight): np.array(weight) for _, weight in pairs}
@@ -157,12 +157,21 @@ def _optimizer(model: BertClassifier) -> Any:
     if optimizer.built:
         return optimizer
     with model.distribute_strategy.scope():
-        copy = type(optimizer).from_config(optimizer.get_config())
-        # What `exclude_from_weight_decay` was told is in no config.
-        told = {k: v for k, v in vars(_inner(optimizer)).items() if k.startswith("_exclude_from")}
-        vars(_inner(copy)).update(told)
+        copy = copy_of(optimizer)
         copy.build(model.trainable_weights)
     return copy
+
+
+def copy_of(optimizer: Any, **changes: Any) -> Any:
+    """Return an optimizer that has not begun, of the same config but for some changes."""
+    inner = _inner(optimizer)
+    copy = type(inner).from_config({**inner.get_config(), **changes})
+    # What `exclude_from_weight_decay` was told is in no config.
+    vars(copy).update({k: v for k, v in vars(inner).items() if k.startswith("_exclude_from")})
+    if inner is optimizer:
+        return copy
+    config = {**optimizer.get_config(), "inner_optimizer": copy}
+    return type(optimizer)(**config)
 
 
 def _inner(optimizer: Any) -> Any:
@@ -171,7 +180,7 @@ def _inner(optimizer: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _undone(variables: Sequence[Any]) -> Iterator[None]:
+def undone(variables: Sequence[Any]) -> Iterator[None]:
     """Give variables back, after a block, the bits that they had."""
     values = [np.array(variable) for variable in variables]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.errors import TrainingError
+from bertkit.training.groups import group_of
 
 if TYPE_CHECKING:
     from bertkit.workflow import RawTextModel
@@ -169,8 +169,8 @@ def _kind(part: Any) -> str:
 class EncoderMoves(keras.callbacks.Callback):
     """Raises when the first updates move the head and not the encoder.
 
-    Updates at a learning rate of zero do not count, nor do batches that wait for others or that
-    overflow in float16: the optimizer counts none for them.
+    Updates at a learning rate of zero do not count, nor those while the encoder is frozen, nor
+    batches that wait for others or that overflow in float16: the optimizer counts none for them.
 
     Args:
         classifier: the model that is trained.
@@ -198,7 +198,7 @@ class EncoderMoves(keras.callbacks.Callback):
             self._rate = float(np.asarray(self._classifier.optimizer.learning_rate))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._watching and self._rate > 0:
+        if self._watching and self._rate > 0 and any(w.trainable for w in self._encoder):
             self._updates += self._counted() - self._count
             if self._updates >= self._due:
                 self._check()
@@ -247,8 +247,8 @@ def fingerprints(variables: Sequence[Any]) -> list[int]:
 def _multiplier(optimizer: Any, path: str) -> float:
     """Return what the learning rate of a variable is multiplied with; 0 keeps it as it is."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    multipliers = getattr(inner, "learning_rate_multipliers", {})
-    return next((factor for found, factor in multipliers.items() if re.search(found, path)), 1.0)
+    group = group_of(path, getattr(inner, "parameter_groups", ()))
+    return 1.0 if group is None else group.learning_rate_multiplier
 
 
 def _listed(names: Sequence[str]) -> str:

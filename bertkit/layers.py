@@ -207,6 +207,7 @@ class Embeddings(keras.layers.Layer):
         return length
 
 
-def linear(x: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:
-    """x @ kernel + bias, over the last axis of a matrix."""
-    return tf.nn.bias_add(tf.matmul(x, kernel), bias)
+def linear(x: tf.Tensor, kernel: Any, bias: Any, down: Any = None, up: Any = None) -> tf.Tensor:
+    """x @ kernel + bias, over the last axis of a matrix; with LoRA, x @ down @ up is added."""
+    y = tf.nn.bias_add(tf.matmul(x, kernel), bias)
+    return y if down is None else y + tf.matmul(tf.matmul(x, down), up)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from bertkit.arguments import Argument, arguments_of, type_adapter
+from bertkit.arguments import Argument, arguments_of, section_of, type_adapter
 from bertkit.config import SECTIONS, ExperimentConfig
 from bertkit.errors import PluginError
 from bertkit.registry import REGISTRIES, Registry
@@ -75,6 +75,7 @@ def _mapping(arguments: list[Argument], definitions: dict[str, Any]) -> dict[str
 
 def _value(argument: Argument, definitions: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of an argument's value: no more than its description, if it has none."""
+    section = section_of(argument.annotation)
     try:
         schema = type_adapter(argument.annotation).json_schema()
     except PydanticUserError:  # a class that no JSON can stand for
@@ -82,6 +83,8 @@ def _value(argument: Argument, definitions: dict[str, Any]) -> dict[str, Any]:
     schema.pop("title", None)
     definitions |= schema.pop("$defs", {})
     schema = _without_boolean_texts(schema)
+    if section:  # the keys as our own check takes them: no others
+        definitions[section[0].__name__] = _mapping(arguments_of(section[0]), definitions)
     if argument.description:
         schema["description"] = argument.description
     if not argument.required:

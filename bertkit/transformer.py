@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,15 @@ from bertkit.layers import LayerNorm, activate, dropout, linear, normalize
 
 if TYPE_CHECKING:
     from bertkit.bert import BertEncoder
+
+
+# What LoRA can add to, and the attributes that hold these kernels with their biases.
+LORA_TARGETS = {
+    "qkv": "qkv",
+    "attention_output": "attention_output",
+    "intermediate": "intermediate",
+    "output": "output_dense",
+}
 
 
 class TransformerLayer(keras.layers.Layer):
@@ -27,6 +36,7 @@ class TransformerLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.initializer_range = encoder.initializer_range
         self.seed_generator = encoder.seed_generator
+        self.lora: dict[str, tuple[Any, Any]] = {}
         self.options = LayerOptions(
             hidden_size=encoder.hidden_size,
             intermediate_size=encoder.intermediate_size,
@@ -60,6 +70,44 @@ class TransformerLayer(keras.layers.Layer):
         )
         return kernel, self.add_weight(shape=(outputs,), initializer="zeros", name=f"{name}_bias")
 
+    def add_lora(self, targets: Sequence[str], rank: int, scale: float) -> None:
+        """Add `scale * down @ up` to kernels, down (inputs, rank) random, up (rank, outputs) zero.
+
+        Args:
+            targets: of `LORA_TARGETS`; "qkv" shares one `down` for query, key and value.
+            rank: width of what is between.
+            scale: of the product.
+        """
+        self._tracker.unlock()  # Keras locks what a layer has once it is built
+        made = {}
+        for name in targets:
+            inputs, outputs = getattr(self, LORA_TARGETS[name])[0].shape
+            normal = keras.initializers.RandomNormal(stddev=inputs**-0.5)
+            made[name] = (
+                self.add_weight(shape=(inputs, rank), initializer=normal, name=f"{name}_lora_down"),
+                self.add_weight(shape=(rank, outputs), initializer="zeros", name=f"{name}_lora_up"),
+            )
+        self.lora, self.lora_scale = made, scale
+        self._tracker.lock()
+
+    def merge_lora(self) -> None:
+        """Add the products to the kernels, and forget their factors."""
+        for name, (down, up) in self.lora.items():
+            kernel, _ = getattr(self, LORA_TARGETS[name])
+            kernel.assign(kernel + tf.matmul(down, up) * self.lora_scale)
+            up.assign(tf.zeros(up.shape))  # a graph that was traced before goes on to be right
+            self._untrack_variable(down)
+            self._untrack_variable(up)
+        self.lora = {}
+
+    def _with_lora(self, name: str) -> tuple[Any, ...]:
+        """Return kernel and bias and, with LoRA, its factors, the second one scaled."""
+        dense: tuple[Any, ...] = getattr(self, LORA_TARGETS[name])
+        if name not in self.lora:
+            return dense
+        down, up = self.lora[name]
+        return (*dense, down, tf.convert_to_tensor(up) * self.lora_scale)
+
     def call(
         self, x: tf.Tensor, mask: tf.Tensor, first_only: bool = False, training: bool = False
     ) -> tf.Tensor:
@@ -78,11 +126,11 @@ class TransformerLayer(keras.layers.Layer):
         drops = training and (self.options.dropout or self.options.attention_dropout)
         seeds = [self.seed_generator.next() for _ in range(3)] if drops else []
         weights = _Weights(
-            self.qkv,
-            self.attention_output,
+            self._with_lora("qkv"),
+            self._with_lora("attention_output"),
             (self.attention_norm.gamma, self.attention_norm.beta),
-            self.intermediate,
-            self.output_dense,
+            self._with_lora("intermediate"),
+            self._with_lora("output"),
             (self.output_norm.gamma, self.output_norm.beta),
         )
         tensors = tf.nest.map_structure(tf.convert_to_tensor, weights)
@@ -93,13 +141,13 @@ class TransformerLayer(keras.layers.Layer):
 
 
 class _Weights(NamedTuple):
-    """The weights of a layer: kernel and bias, or gamma and beta."""
+    """The weights of a layer: kernel, bias and LoRA's factors, if any, or gamma and beta."""
 
-    qkv: tuple[Any, Any]
-    attention_output: tuple[Any, Any]
+    qkv: tuple[Any, ...]
+    attention_output: tuple[Any, ...]
     attention_norm: tuple[Any, Any]
-    intermediate: tuple[Any, Any]
-    output: tuple[Any, Any]
+    intermediate: tuple[Any, ...]
+    output: tuple[Any, ...]
     output_norm: tuple[Any, Any]
 
 
@@ -157,7 +205,7 @@ def _transform(
 def _attend(
     x: tf.Tensor,
     mask: tf.Tensor,
-    qkv: tuple[tf.Tensor, tf.Tensor],
+    qkv: tuple[tf.Tensor, ...],
     seed: tf.Tensor | None,
     options: LayerOptions,
     first_only: bool,
@@ -165,7 +213,7 @@ def _attend(
     """Self-attention before its last product: (B*T, H), or (B, H) with `first_only`."""
     hidden, heads = options.hidden_size, options.num_heads
     length, width = tf.shape(mask)[1], hidden // heads
-    kernel, kernel_bias = qkv
+    kernel, kernel_bias, *lora = qkv
 
     def split(y: tf.Tensor, time: tf.Tensor | int) -> tf.Tensor:
         """(B*time, n*H) to (n, B, heads, time, width)."""
@@ -176,10 +224,11 @@ def _attend(
         first = tf.reshape(x, (-1, length, hidden))[:, 0]  # (B, H)
         parts = [hidden, 2 * hidden]
         kernels, biases = tf.split(kernel, parts, axis=1), tf.split(kernel_bias, parts)
-        (query,) = tf.unstack(split(linear(first, kernels[0], biases[0]), 1), 1)
-        key, value = tf.unstack(split(linear(x, kernels[1], biases[1]), length), 2)
+        factors = [(lora[0], up) for up in tf.split(lora[1], parts, axis=1)] if lora else [(), ()]
+        (query,) = tf.unstack(split(linear(first, kernels[0], biases[0], *factors[0]), 1), 1)
+        key, value = tf.unstack(split(linear(x, kernels[1], biases[1], *factors[1]), length), 2)
     else:
-        query, key, value = tf.unstack(split(linear(x, kernel, kernel_bias), length))
+        query, key, value = tf.unstack(split(linear(x, *qkv), length))
     bias = tf.where(mask[:, None, None, :] > 0, 0.0, -1e9)  # (B, 1, 1, T), float32
     scores = tf.matmul(query * width**-0.5, key, transpose_b=True)  # (B, heads, Tq, T)
     weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)

@@ -55,5 +55,10 @@ def export(
             f"A {type(model).__name__} cannot be exported. Give a BertClassifier; of a run folder, "
             "bertkit.load(folder)."
         )
+    if getattr(model.encoder, "lora", None) is not None:
+        raise ExportError(
+            "The encoder has LoRA weights, for which no format has a place. Call "
+            "model.encoder.merge_lora() first."
+        )
     with staged(destination) as stage:
         return FORMATS[format](model, stage, allow_approximation)

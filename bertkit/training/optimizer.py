@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from bertkit.errors import InputError
+from bertkit.training.groups import ParameterGroup, check_matches, group_of
 
 if TYPE_CHECKING:
     from bertkit.encoder import Encoder
@@ -22,75 +25,87 @@ class AdamW(keras.optimizers.AdamW):
     The update is that of Loshchilov and Hutter 2019 (https://arxiv.org/abs/1711.05101). It runs
     as TensorFlow's own kernel, which reads and writes each variable once where Keras's formula
     takes ten passes. Variables with fewer than two axes are not decayed, as in BERT's training.
+    What is clipped is the gradient of the whole batch: the sum over replicas and, of an embedding,
+    over the tokens that share a row, where Keras clips each replica's and each token's part.
 
     Args:
         learning_rate: a number or a schedule.
-        learning_rate_multipliers: regular expressions, and what the learning rate of a variable
-            is multiplied with if one is found in its path; the first that is found counts.
-            `layer_decay` makes them for the layers of an encoder.
-        **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported.
-
-    Raises:
-        InputError: a multiplier is negative, or an expression is none.
+        parameter_groups: variables with a learning rate or a weight decay of their own; each
+            variable belongs to the first that matches it. `layer_decay` makes them for the layers
+            of an encoder.
+        **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported. With `use_ema`
+            an average begins as the variable, and stays its equal while that does not move.
     """
 
     def __init__(
         self,
         learning_rate: Any = 0.001,
-        learning_rate_multipliers: Mapping[str, float] | None = None,
+        parameter_groups: Sequence[ParameterGroup] = (),
         **options: Any,
     ) -> None:
         super().__init__(learning_rate, **options)
-        self.learning_rate_multipliers = dict(learning_rate_multipliers or {})
-        for pattern, factor in self.learning_rate_multipliers.items():
-            if not 0 <= factor < float("inf"):
-                raise InputError(
-                    f"The learning rate multiplier of {pattern!r} is {factor!r}. Give a finite "
-                    "number, 0 or more."
-                )
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(
-                    f"{pattern!r} is no regular expression ({error}). It is searched in the paths "
-                    "of variables: give one such as 'layer_0/'."
-                ) from None
-        self._factors: list[float] = []
-        self._powers: list[Any] | None = None  # of the betas, during an update
+        self.parameter_groups = tuple(parameter_groups)
+        self._groups: list[ParameterGroup | None] = []  # of each variable
+        self._begun: dict[int, int] = {}  # variables that joined later, and after which step
+        self._powers: dict[int, list[Any]] = {}  # of the betas since a step, during an update
 
     def build(self, variables: Any) -> None:
         """Make the moments of each variable.
 
         Raises:
-            InputError: `amsgrad` is asked for, which the fused update does not know, or a
-                multiplier's expression is found in no variable's path.
+            InputError: `amsgrad` is asked for, which the fused update does not know, or a group
+                matches no variable.
         """
         if self.amsgrad:
             raise InputError("bertkit's AdamW has no amsgrad. Use keras.optimizers.AdamW.")
-        self._factors = self._factors_of([variable.path for variable in variables])
+        check_matches(self.parameter_groups, variables)
+        self._groups = [group_of(variable.path, self.parameter_groups) for variable in variables]
         super().build(variables)
-
-    def _factors_of(self, paths: list[str]) -> list[float]:
-        multipliers = self.learning_rate_multipliers
-        found = [next((p for p in multipliers if re.search(p, path)), None) for path in paths]
-        for pattern in multipliers:
-            if not any(re.search(pattern, path) for path in paths):
-                raise InputError(
-                    f"The learning rate multiplier {pattern!r} is found in the path of no "
-                    f"variable that is trained. There are: {', '.join(paths[:5])}, …"
-                )
-        return [1.0 if pattern is None else float(multipliers[pattern]) for pattern in found]
+        if self.use_ema:
+            with tf.init_scope():  # once, not in each step of a graph
+                for average, variable in zip(
+                    self._model_variables_moving_average, variables, strict=True
+                ):
+                    average.assign(variable)
 
     def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables, with what they share computed once."""
-        self._powers = self._beta_powers()
+        self._powers = {begun: self._beta_powers(begun) for begun in {0, *self._begun.values()}}
         try:
             super()._backend_update_step(gradients, variables, learning_rate)
         finally:
-            self._powers = None
+            self._powers = {}
 
-    def _beta_powers(self) -> list[Any]:
-        step = tf.cast(self.iterations + 1, tf.float32)
+    def begin(self, variables: Sequence[Any], steps_ago: int = 0) -> None:
+        """Treat variables as if the optimizer had begun with them so many steps ago.
+
+        For variables that join late: their averages of gradients begin at zero, and are corrected
+        for it by the count of their own steps. Steps that are traced already know nothing of it.
+
+        Args:
+            variables: some of those that the optimizer was built with.
+            steps_ago: 0 sets their averages to zero.
+        """
+        step = int(np.asarray(self.iterations)) - steps_ago
+        for index in map(self._get_variable_index, variables):
+            self._begun[index] = step
+            if not steps_ago:
+                for moment in (self._momentums[index], self._velocities[index]):
+                    moment.assign(tf.zeros(moment.shape, moment.dtype))
+
+    def _clip_gradients(self, gradients: Any) -> Any:
+        """Do nothing: they are clipped once they are summed."""
+        return gradients
+
+    def _all_reduce_sum_gradients(self, pairs: Any) -> list[tuple[Any, Any]]:
+        """Sum gradients over replicas, and the rows of sparse ones, then clip them."""
+        summed = super()._all_reduce_sum_gradients(pairs)
+        gradients = [tf.convert_to_tensor(gradient) for gradient, _ in summed]
+        clipped = super()._clip_gradients(gradients)
+        return [(gradient, pair[1]) for gradient, pair in zip(clipped, summed, strict=True)]
+
+    def _beta_powers(self, begun: int) -> list[Any]:
+        step = tf.cast(self.iterations + (1 - begun), tf.float32)
         return [beta**step for beta in (self.beta_1, self.beta_2)]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -98,11 +113,14 @@ class AdamW(keras.optimizers.AdamW):
         index = self._get_variable_index(variable)
         dtype = variable.dtype
         rate = tf.cast(learning_rate, dtype)
-        if self._factors[index] != 1.0:
-            rate *= self._factors[index]
-        if self.weight_decay is not None and self._use_weight_decay(variable):
-            variable.assign_sub(variable * (tf.cast(self.weight_decay, dtype) * rate))
-        powers = self._powers or self._beta_powers()
+        group = self._groups[index]
+        if group is not None and group.learning_rate_multiplier != 1.0:
+            rate *= group.learning_rate_multiplier
+        decay = self._decay_of(variable, group)
+        if decay is not None:
+            variable.assign_sub(variable * (tf.cast(decay, dtype) * rate))
+        begun = self._begun.get(index, 0)
+        powers = self._powers.get(begun) or self._beta_powers(begun)
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
             m=_handle(self._momentums[index]),
@@ -119,29 +137,46 @@ class AdamW(keras.optimizers.AdamW):
     def _apply_weight_decay(self, variables: Any) -> None:
         """Do nothing: each variable is decayed in its `update_step`, by its own learning rate."""
 
-    def _use_weight_decay(self, variable: Any) -> bool:
-        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
+    def _update_model_variables_moving_average(self, variables: Any) -> None:
+        """Move the averages towards the variables, such that equals stay equal."""
+        if self.use_ema:
+            share = tf.where(tf.equal(self.iterations, 0), 1.0, 1.0 - self.ema_momentum)
+            for average, variable in zip(
+                self._model_variables_moving_average, variables, strict=True
+            ):
+                average.assign(average + (variable - average) * tf.cast(share, average.dtype))
+
+    def _decay_of(self, variable: Any, group: ParameterGroup | None) -> float | None:
+        if group is not None and group.weight_decay is not None:
+            return group.weight_decay
+        decays = len(variable.shape) > 1 and self._use_weight_decay(variable)
+        return self.weight_decay if decays else None
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "learning_rate_multipliers": self.learning_rate_multipliers,
-        }
+        groups = [asdict(group) for group in self.parameter_groups]
+        return {**super().get_config(), "parameter_groups": groups}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> AdamW:
+        """Make an optimizer from what `get_config` returned."""
+        groups = [ParameterGroup(**group) for group in config.get("parameter_groups", ())]
+        return super().from_config({**config, "parameter_groups": groups}, custom_objects)
 
 
-def layer_decay(encoder: Encoder, decay: float) -> dict[str, float]:
-    """Return learning rate multipliers that fall by a factor from layer to layer, top to bottom.
+def layer_decay(encoder: Encoder, decay: float) -> list[ParameterGroup]:
+    """Return groups whose learning rate falls by a factor from layer to layer, top to bottom.
 
     The head and the pooling train at the full rate, the last layer at `decay` times it, and so on
     down to the embeddings: the discriminative fine-tuning of Howard and Ruder 2018
-    (https://arxiv.org/abs/1801.06146).
+    (https://arxiv.org/abs/1801.06146). A layer that is frozen has no group.
     """
     layers = encoder.layers_in_order()
-    return {
-        f"{re.escape(layer.path)}/": decay**depth
+    return [
+        ParameterGroup(f"{re.escape(layer.path)}/", decay**depth)
         for depth, layer in zip(range(len(layers), 0, -1), layers, strict=True)
-    }
+        if layer.trainable_weights
+    ]
 
 
 def _handle(variable: Any) -> tf.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -23,6 +24,8 @@ from bertkit.arguments import arguments_of, convert, describe
 from bertkit.config import (
     DataConfig,
     ExperimentConfig,
+    LoraConfig,
+    ParameterGroupConfig,
     PluginConfig,
     TrainingConfig,
     config_from_mapping,
@@ -430,12 +433,19 @@ WRONG: dict[str, list[Any]] = {
     "training.batch_size": [0, -8, 32.0, "32", False, [32]],
     "training.batch_tokens": [0, -8, 1024.0, "1024", False, [1024]],
     "training.checkpoint_minutes": [None, -1, "5", True, [5], float("nan"), float("inf")],
+    "training.micro_batch_size": [0, -8, 32.0, "32", False, [32]],
     "training.learning_rate": [None, 0, 0.0, -1e-5, "0.00005", True, [1.0], float("nan")],
-    "training.warmup": [None, -0.1, 1.1, 10, "0.1", True, [0.1]],
+    "training.warmup_steps": [-1, 1.0, "10", True, [10]],
+    "training.warmup": [-0.1, 1.1, 10, "0.1", True, [0.1]],
     "training.schedule": [None, "linaer", "Linear", "", 1, True, ["linear"]],
     "training.layer_decay": [None, 0.0, 1.1, "0.9", [0.9]],
     "training.weight_decay": [None, -0.01, "0.01", False, [0.1], float("-inf")],
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
+    "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
+    "training.ema": [0, 1, 1.0, -0.1, "0.9", True, [0.9]],
+    "training.lora": [8, "qkv", True, [8], []],
+    "training.unfreeze": [0, -1, 1.0, "1", True, [1]],
+    "training.parameter_groups": [3, "head", True, {"match": "head"}, [3], ["head"], [[]]],
 }
 TABLE = [(path, value) for path, values in WRONG.items() for value in values]
 
@@ -638,6 +648,97 @@ def test_labels_that_yaml_takes_for_booleans(tmp_path: Path) -> None:
 def test_hint(path: str, value: Any, hint: str) -> None:
     (line,) = mistakes(config_from_mapping, changed(path, value))
     assert hint in line
+
+
+def test_warmup_and_warmup_steps(tmp_path: Path) -> None:
+    """One excludes the other, and 0.1 is the default only where neither is given."""
+    file = write(tmp_path, "a.yaml", changed("training", {"warmup": 0}))
+    (line,) = mistakes(load_config, [file], ["training.warmup_steps=0"])
+    assert line == (
+        "command line: training.warmup_steps = 0: expected this or warmup, not both; null takes "
+        "one back"
+    )
+    config = load_config([file], ["training.warmup_steps=9", "training.warmup=null"])
+    assert (config.training.warmup, config.training.warmup_steps) == (None, 9)
+    assert load_config([write(tmp_path, "b.yaml", to_yaml(config))]) == config
+    assert load_config([file], ["training.warmup=null"]).training.warmup == 0.1
+
+
+GROUP = {"match": "layer_0/", "learning_rate": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("0.matsch", "x", '.0.matsch = "x": unknown key, expected one of match, learning_rate, '
+         "weight_decay, frozen; did you mean 'match'?"),
+        ("1.match", 3, ".1.match = 3: expected text; quote it to make it text"),
+        ("1.match", "layer_(", '.1.match = "layer_(": expected a regular expression, such as '
+         "layer_0/ (missing ), unterminated subpattern at position 6)"),
+        ("1.learning_rate", 0, ".1.learning_rate = 0: expected a number above 0 or null"),
+        ("1.weight_decay", "0.1", '.1.weight_decay = "0.1": expected a number at least 0 or null; '
+         "write it without quotes"),
+        ("1.frozen", "yes", '.1.frozen = "yes": expected true or false'),
+        ("1.frozen", True, ".1.frozen = true: expected this, or learning_rate and weight_decay, "
+         "not both"),
+    ],
+)  # fmt: skip
+def test_a_mistake_within_a_parameter_group(path: str, value: Any, line: str) -> None:
+    groups: list[dict[str, Any]] = [dict(GROUP), dict(GROUP)]
+    index, key = path.split(".")
+    groups[int(index)][key] = value
+    (found,) = mistakes(config_from_mapping, changed("training.parameter_groups", groups))
+    assert found == f"config: training.parameter_groups{line}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rnk", 8, "unknown key, expected one of rank, alpha, targets, merge; did you mean "
+         "'rank'?"),
+        ("rank", 0, "expected a whole number at least 1"),
+        ("rank", 8.5, "expected a whole number at least 1"),
+        ("alpha", 0, "expected a number above 0"),
+        ("targets", ["qkw"], 'expected a list of "qkv" or "attention_output" or "intermediate" or '
+         "\"output\", and at 0 it is \"qkw\"; did you mean 'qkv'?"),
+        ("targets", "qkv", 'expected a list of "qkv" or "attention_output" or "intermediate" or '
+         '"output"; write a list as [qkv]'),
+        ("merge", None, "expected true or false"),
+    ],
+)  # fmt: skip
+def test_a_mistake_within_lora(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    file = write(tmp_path, "a.yaml", BASE)
+    shown = json.dumps(value)
+    (line,) = mistakes(load_config, [file], [f"training.lora.{key}={shown}"])
+    assert line == f"command line: training.lora.{key} = {shown}: {message}"
+
+
+def test_lora(tmp_path: Path) -> None:
+    file = write(tmp_path, "a.yaml", changed("training", {"lora": {"rank": 4}}))
+    config = load_config([file], ["training.lora.targets=[qkv,output]"])
+    assert config.training.lora == LoraConfig(4, 16.0, ("qkv", "output"))
+    assert load_config([write(tmp_path, "b.yaml", to_yaml(config))]) == config
+    assert load_config([file], ["training.lora={}"]).training.lora == LoraConfig(4)
+    assert load_config([file], ["training.lora=null"]).training.lora is None
+
+
+def test_parameter_groups(tmp_path: Path) -> None:
+    text = "training: {parameter_groups: [{match: a, frozen: true}, {match: b, weight_decay: 0}]}"
+    files = [write(tmp_path, "a.yaml", BASE), write(tmp_path, "b.yaml", text)]
+    config = load_config(files)
+    assert config.training.parameter_groups == [
+        ParameterGroupConfig("a", frozen=True),
+        ParameterGroupConfig("b", weight_decay=0.0),
+    ]
+    assert load_config([write(tmp_path, "c.yaml", to_yaml(config))]) == config
+    (line,) = mistakes(load_config, files, ["training.layer_decay=0.9"])
+    assert line == (
+        f"{files[1]}: training.parameter_groups.1.learning_rate: missing, expected a number, since "
+        "layer_decay leaves out what a group has"
+    )
+    (line,) = mistakes(load_config, files, ["training.parameter_groups=[{frozen: true}]"])
+    assert line == "command line: training.parameter_groups.0.match: missing, expected text"
+    assert load_config(files, ["training.parameter_groups=null"]).training == TrainingConfig()
 
 
 def test_misspelt_plugin_key() -> None:
@@ -932,6 +1033,15 @@ CONFIGS = st.builds(
         learning_rate=st.floats(0, exclude_min=True, allow_infinity=False),
         warmup=st.floats(0, 1),
         schedule=st.sampled_from(["linear", "cosine", "constant"]),
+        parameter_groups=st.none()
+        | st.lists(
+            st.builds(
+                ParameterGroupConfig,
+                st.from_regex("[a-z/${}]{1,9}", fullmatch=True).map(re.escape),
+                weight_decay=st.none() | st.floats(0, 1),
+            ),
+            max_size=3,
+        ),
     ),
     output_dir=PLAIN_TEXT,
     seed=st.integers(0, 2**32 - 1),

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import bertkit
 from bertkit.errors import InputError, TrainingError
+from bertkit.training.groups import ParameterGroup
 from bertkit.training.optimizer import AdamW
 from tests.command_line import CommandLine, tiny_config, write_tiny_data, write_yaml
 from tests.core.test_guards import Around, Bag, classifier
@@ -67,7 +68,7 @@ def overflowing() -> Any:
     [
         (lambda: keras.optimizers.SGD(1.0), "float32", 1, False),
         (lambda: AdamW(1e-3, weight_decay=0.1), "float32", 1, False),
-        (lambda: AdamW(1e-3, {"layer_0/": 0.5}, weight_decay=0.1), "float32", 1, True),
+        (lambda: AdamW(1e-3, [ParameterGroup("layer_0/", 0.5, 0.3)]), "float32", 1, True),
         (lambda: keras.optimizers.AdamW(1e-3, global_clipnorm=0.01), "float32", 1, True),
         (lambda: keras.optimizers.SGD(1.0, gradient_accumulation_steps=3), "float32", 3, False),
         (lambda: AdamW(1e-3), "mixed_float16", 1, True),
@@ -75,7 +76,7 @@ def overflowing() -> Any:
         (overflowing, "mixed_float16", 12, False),
         (lambda: AdamW(1e-3), "mixed_bfloat16", 1, False),
     ],
-    ids=["sgd", "adamw", "multipliers", "clipped", "accumulated", "float16",
+    ids=["sgd", "adamw", "groups", "clipped", "accumulated", "float16",
          "float16 accumulated", "overflow", "bfloat16"],
 )  # fmt: skip
 def test_the_figures_are_those_of_a_step_that_is_taken(

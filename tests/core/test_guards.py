@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import bertkit
 from bertkit.errors import TrainingError
+from bertkit.training.groups import ParameterGroup
 from bertkit.training.optimizer import AdamW
 from bertkit.training.schedule import WarmupSchedule
 from tests.tiny import VOCABULARY
@@ -384,7 +385,7 @@ def zero_head(model: bertkit.BertClassifier) -> None:
     ("optimizer", "options", "change"),
     [
         (lambda: keras.optimizers.SGD(0.0), {}, None),
-        (lambda: AdamW(1e-3, {"^bag/": 0.0}), {}, None),
+        (lambda: AdamW(1e-3, [ParameterGroup("^bag/", 0.0)]), {}, None),
         (lambda: AdamW(WarmupSchedule(1e-3, 6, 5)), {}, None),
         (lambda: keras.optimizers.SGD(0.1), {}, zero_head),
         (lambda: AdamW(1e-3), {"jit_compile": True}, None),

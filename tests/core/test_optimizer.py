@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from bertkit.errors import InputError
+from bertkit.training.groups import ParameterGroup
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.schedule import WarmupSchedule
 from tests.tiny_models import assert_same, tiny_model, weights_of
@@ -30,8 +31,8 @@ class Reference(keras.optimizers.AdamW):
     repeats, Keras adds the squares where the square of the sum is meant.
     """
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        super().update_step(tf.convert_to_tensor(gradient), variable, learning_rate)
+    def _clip_gradients(self, gradients: Any) -> Any:
+        return super()._clip_gradients([tf.convert_to_tensor(one) for one in gradients])
 
     def build(self, variables: list[Any]) -> None:
         vectors = [variable for variable in variables if len(variable.shape) < 2]
@@ -189,7 +190,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert_same(weights_of(loaded), weights_of(model))
 
 
-def test_under_a_strategy() -> None:
+@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 0.05, "use_ema": True}])
+def test_under_a_strategy(options: dict[str, Any]) -> None:
     """Two replicas, of which each sees half a batch, take the steps of one that sees it all."""
     code = """
 import json, sys
@@ -202,7 +204,8 @@ assert strategy.num_replicas_in_sync == 2
 weights = []
 for scope in (strategy.scope, tf.distribute.get_strategy().scope):
     with scope():
-        model = tests.small_model(tests.AdamW(**tests.OPTIONS))
+        optimizer = tests.AdamW(**tests.OPTIONS, **json.loads(sys.argv[1]))
+        model = tests.small_model(optimizer)
     model.fit(tests.data()[0][:64], tests.data()[1][:64], batch_size=8, epochs=2, shuffle=False,
               verbose=0)
     state = [np.array(variable) for variable in model.optimizer.variables]
@@ -210,7 +213,7 @@ for scope in (strategy.scope, tf.distribute.get_strategy().scope):
 print(json.dumps([float(np.abs(a - b).max()) for a, b in zip(*weights, strict=True)]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, json.dumps(options)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -255,6 +258,20 @@ def test_schedule(steps: int, warmup: int, decay: Any) -> None:
     assert schedule(tf.constant(0, tf.int64)).dtype == tf.float32
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0), (10, 3), (97, 13)])
+def test_cosine_is_that_of_keras(steps: int, warmup: int) -> None:
+    """After the warm-up, which in Keras begins with a step at a learning rate of zero."""
+    ours = WarmupSchedule(5e-5, steps, warmup, "cosine")
+    reference = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=5e-5, warmup_steps=warmup
+    ) if warmup else keras.optimizers.schedules.CosineDecay(5e-5, steps)  # fmt: skip
+    found, expected = (
+        [float(schedule(step)) for step in range(warmup, steps + 3)]
+        for schedule in (ours, reference)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-11)
+
+
 def test_the_schedule_drives_the_optimizer() -> None:
     made = [keras.Variable(np.zeros((2, 2), "float32"))]
     optimizer = AdamW(WarmupSchedule(0.1, 8, 2), weight_decay=0.0)
@@ -267,36 +284,126 @@ def test_the_schedule_drives_the_optimizer() -> None:
     np.testing.assert_allclose(moved, schedule_by_numpy(0.1, 8, 2, "linear")[:8], rtol=1e-4)
 
 
-def test_multipliers_scale_the_learning_rate_and_the_decay_of_their_variables() -> None:
-    """Against two optimizers, each with the learning rate that a variable should have."""
-    options = {"weight_decay": 0.1, "global_clipnorm": None}
-    ours = [
-        keras.Variable(v.numpy(), name=name) for v, name in zip(variables(), "abcd", strict=True)
+def named_variables() -> list[keras.Variable]:
+    """Return those of `variables` under the paths "table", "kernel", "bias" and "scale"."""
+    names = ("table", "kernel", "bias", "scale")
+    return [keras.Variable(v.numpy(), name=n) for n, v in zip(names, variables(), strict=True)]
+
+
+def adamw_by_numpy(
+    values: list[np.ndarray],
+    steps: list[list[np.ndarray]],
+    rates: list[float],
+    decays: list[float],
+    clip_norm: float = np.inf,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-7,
+) -> list[np.ndarray]:
+    """Return float64 values after steps of AdamW, each value with its own rate and decay."""
+    values = [np.asarray(value, "float64") for value in values]
+    moments = [(np.zeros_like(value), np.zeros_like(value)) for value in values]
+    for step, gradients in enumerate(steps, 1):
+        norm = np.sqrt(sum(np.square(np.asarray(g, "float64")).sum() for g in gradients))
+        for index, gradient in enumerate(gradients):
+            g = np.asarray(gradient, "float64") * min(1.0, clip_norm / norm)
+            first, second = moments[index]
+            first = betas[0] * first + (1 - betas[0]) * g
+            second = betas[1] * second + (1 - betas[1]) * g**2
+            moments[index] = first, second
+            unbiased = np.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+            values[index] = values[index] * (1 - rates[index] * decays[index])
+            values[index] -= rates[index] * unbiased * first / (np.sqrt(second) + epsilon)
+    return values
+
+
+def test_groups_have_a_learning_rate_and_a_weight_decay_of_their_own() -> None:
+    """Against NumPy. The first that matches counts; a decay that is given decays vectors too."""
+    groups = [
+        ParameterGroup("^table$", 0.25),
+        ParameterGroup("table|bias", 1.0, weight_decay=0.5),
+        ParameterGroup("scale|bias", 0.0, weight_decay=0.0),
     ]
-    slow, fast = variables(), variables()
-    optimizer = AdamW(1e-2, {"^a": 0.25, "c|a": 0.0}, **options)
-    references = [(AdamW(2.5e-3, **options), slow), (AdamW(1e-2, **options), fast)]
-    for step in range(5):
-        optimizer.apply_gradients(zip(gradients(step, False), ours, strict=True))
-        for reference, held in references:
-            reference.apply_gradients(zip(gradients(step, False), held, strict=True))
-    for index, wanted in ((0, slow[0]), (1, fast[1]), (2, variables()[2]), (3, fast[3])):
-        np.testing.assert_allclose(ours[index].numpy(), wanted.numpy(), rtol=1e-6, atol=1e-7)
-    again = AdamW.from_config(optimizer.get_config())
-    assert again.learning_rate_multipliers == {"^a": 0.25, "c|a": 0.0}
+    made = named_variables()
+    optimizer = AdamW(1e-2, groups, weight_decay=0.1)
+    steps = [gradients(step, False) for step in range(6)]
+    for grads in steps:
+        optimizer.apply_gradients(zip(grads, made, strict=True))
+    rates, decays = [2.5e-3, 1e-2, 1e-2, 0.0], [0.1, 0.1, 0.5, 0.0]
+    expected = adamw_by_numpy([v.numpy() for v in variables()], steps, rates, decays)
+    assert_close([v.numpy() for v in made], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(made[3].numpy(), variables()[3].numpy())
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**12], ids=["float32", "scaled"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_the_norm_of_the_whole_gradient_is_clipped(sparse: bool, scale: float | None) -> None:
+    """Against NumPy. Gradients of float16 come scaled, and are clipped unscaled."""
+    steps = [gradients(step, sparse) for step in range(8)]
+    dense = [[tf.convert_to_tensor(g).numpy() for g in grads] for grads in steps]
+    norms = [np.sqrt(sum(np.square(g).sum() for g in grads)) for grads in dense]
+    assert min(norms) < 1 < max(norms)
+    optimizer: Any = AdamW(1e-2, weight_decay=0.0, global_clipnorm=1.0)
+    if scale:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale)
+    made = variables()
+    optimizer.build(made)
+    for grads in steps:
+        # The loss is scaled where it is computed, so a sparse gradient is scaled in its values.
+        scaled = [
+            tf.IndexedSlices(g.values * (scale or 1), g.indices, g.dense_shape)
+            if isinstance(g, tf.IndexedSlices)
+            else g * (scale or 1)
+            for g in grads
+        ]
+        optimizer.apply_gradients(zip(scaled, made, strict=True))
+    start = [v.numpy() for v in variables()]
+    expected = adamw_by_numpy(start, dense, [1e-2] * 4, [0.0] * 4, clip_norm=1.0)
+    assert_close([v.numpy() for v in made], expected, rtol=1e-5, atol=1e-6)
+    unclipped = adamw_by_numpy(start, dense, [1e-2] * 4, [0.0] * 4)
+    assert np.abs(unclipped[1] - expected[1]).max() > 1e-3  # it matters
+
+
+def test_a_group_decides_over_what_is_excluded_from_weight_decay() -> None:
+    made = named_variables()
+    optimizer = AdamW(1e-2, [ParameterGroup("kernel", weight_decay=0.1)], weight_decay=0.2)
+    optimizer.exclude_from_weight_decay(var_names=["table", "kernel"])
+    optimizer.apply_gradients([(tf.zeros(v.shape), v) for v in made])
+    for variable, old, decay in zip(made, variables(), (0, 0.1, 0, 0), strict=True):
+        np.testing.assert_allclose(variable.numpy(), old.numpy() * (1 - 1e-2 * decay), rtol=1e-6)
+
+
+def test_groups_are_saved_and_loaded(tmp_path: Path) -> None:
+    groups = [ParameterGroup("embedding", 0.5), ParameterGroup("bias", 2.0, 0.3)]
+    model = small_model(AdamW(0.01, groups, weight_decay=0.1))
+    model.fit(*data(), batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert list(loaded.optimizer.parameter_groups) == groups
+    for each in (model, loaded):
+        each.fit(*data(), batch_size=8, shuffle=False, verbose=0)
+    assert_same(weights_of(loaded), weights_of(model))
 
 
 @pytest.mark.parametrize(
-    ("multipliers", "message"),
+    ("make", "message"),
     [
-        ({"layer_0": -1.0}, "multiplier of 'layer_0' is -1.0"),
-        ({"layer_(": 1.0}, "'layer_\\(' is no regular expression"),
-        ({"layer_9": 0.5}, "'layer_9' is found in the path of no variable"),
+        (lambda: ParameterGroup("a", -1.0),
+         "The learning_rate_multiplier of the parameter group 'a' is -1.0. Give a finite number, "
+         "0 or more."),
+        (lambda: ParameterGroup("a", weight_decay=float("inf")),
+         "The weight_decay of the parameter group 'a' is inf. Give a finite number, 0 or more."),
+        (lambda: ParameterGroup("layer_("),
+         "'layer_(' is no regular expression (missing ), unterminated subpattern at position 6). "
+         "It is searched in the paths of variables: give one such as 'layer_0/'."),
+        (lambda: AdamW(1e-3, [ParameterGroup("kernal")]).build(named_variables()),
+         "The parameter group 'kernal' matches no variable that is trained. Near are: kernel, "
+         "table, scale. Give a regular expression that is found in a path."),
     ],
-)
-def test_multipliers_that_cannot_be_are_refused(multipliers: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        AdamW(1e-3, multipliers).build(variables())
+)  # fmt: skip
+def test_groups_that_cannot_be_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == message
 
 
 def test_layers_learn_ever_less_towards_the_embeddings() -> None:
@@ -304,6 +411,12 @@ def test_layers_learn_ever_less_towards_the_embeddings() -> None:
     optimizer = AdamW(1e-3, layer_decay(model.encoder, 0.5))
     weights = model.trainable_weights
     optimizer.build(weights)
-    found = {w.path.split("/")[-2]: f for w, f in zip(weights, optimizer._factors, strict=True)}
+    found = {
+        weight.path.split("/")[-2]: group.learning_rate_multiplier if group else 1.0
+        for weight, group in zip(weights, optimizer._groups, strict=True)
+    }
     assert len(model.encoder.transformer_layers) == 1
     assert (found["embeddings"], found["layer_0"], found["pooler"]) == (0.25, 0.5, 1.0)
+    model.encoder.embeddings.trainable = False
+    (group,) = layer_decay(model.encoder, 0.5)
+    assert "layer_0" in group.match and group.learning_rate_multiplier == 0.5

@@ -155,6 +155,13 @@ def test_it_accepts_an_argument_when_the_check_does(
     assert accepted > 0 and (accepted < len(VALUES) or name == "anything")
 
 
+NESTED: list[Any] = [
+    [{"match": "a"}], [{"match": "a", "frozen": True}], [{"match": "a", "weight_decay": 0}, {}],
+    {"rank": 4, "targets": ["qkv"]}, {"rank": 0}, {"targets": []}, {"targets": ["q"]}, {"new": 1},
+    [{"match": "a", "weight_decay": -1}], [{"match": "a", "new": 1}], [{"match": 3}],
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -165,13 +172,15 @@ def test_it_accepts_an_argument_when_the_check_does(
         "training.epochs", "training.batch_size", "training.learning_rate", "training.warmup",
         "training.head_epochs", "training.head_learning_rate",
         "training.schedule", "training.weight_decay", "training.layer_decay", "training.precision",
-        "training.batch_tokens",
+        "training.batch_tokens", "training.warmup_steps", "training.clip_norm",
+        "training.parameter_groups", "training.ema", "training.lora",
+        "training.unfreeze",
     ],
 )  # fmt: skip
 def test_it_accepts_a_config_when_the_loader_does(
     validator: jsonschema.Draft202012Validator, path: str
 ) -> None:
-    extra = ["linear", "cosine", "mixed_float16", "a/b", "..", 2**32, -1, 0.999, 32]
+    extra = ["linear", "cosine", "mixed_float16", "a/b", "..", 2**32, -1, 0.999, 32, *NESTED]
     for value in VALUES + extra:
         tree = changed(path, value)
         if path == "data.text" and isinstance(value, list) and len(value) == 2:

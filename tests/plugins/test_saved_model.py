@@ -164,9 +164,9 @@ def test_frozen_layers_stay(encoder: SavedModelEncoder, tmp_path: Path) -> None:
 
 
 def test_layers_learn_at_their_own_rates(encoder: SavedModelEncoder) -> None:
-    rates = layer_decay(encoder, 0.5)
+    groups = layer_decay(encoder, 0.5)
     before = values(encoder)
-    fit(model_of(encoder, learning_rate_multipliers=rates, weight_decay=0.0))
+    fit(model_of(encoder, parameter_groups=groups, weight_decay=0.0))
     # Adam's first step is the learning rate for each weight.
     steps = {
         name: float(np.abs(values(encoder)[path] - before[path]).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Mapping
@@ -236,11 +237,10 @@ def test_layers_freeze_and_learn_at_rates_of_their_own(form: str, sources: Any) 
     lowest, *middle, highest = encoder.layers_in_order()
     lowest.trainable = False
     model = classifier(encoder)
-    multipliers = bertkit.training.optimizer.layer_decay(encoder, 0.5)
-    del multipliers[next(iter(multipliers))]  # of the frozen embeddings
-    multipliers[next(iter(multipliers))] = 0.0
+    still, *groups = bertkit.training.optimizer.layer_decay(encoder, 0.5)  # none of lowest
+    groups.insert(0, dataclasses.replace(still, learning_rate_multiplier=0.0))
     before = {w.path: w.numpy() for w in encoder.weights}
-    model.compile(bertkit.training.optimizer.AdamW(1e-3, multipliers, weight_decay=0.0))
+    model.compile(bertkit.training.optimizer.AdamW(1e-3, groups, weight_decay=0.0))
     model.fit(TEXTS, LABELS["binary"], batch_size=4, verbose=0)
 
     def moved(layer: Any) -> set[bool]:

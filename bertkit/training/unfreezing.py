@@ -1,0 +1,74 @@
+"""Training the layers of an encoder one after the other, from the top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from bertkit.errors import TrainingError
+from bertkit.training.optimizer import AdamW
+
+
+class GradualUnfreezing(keras.callbacks.Callback):
+    """Lets `fit` train head and pooling first, then a further layer from the top every few epochs.
+
+    The gradual unfreezing of Howard and Ruder 2018 (https://arxiv.org/abs/1801.06146). The layers
+    are those of `encoder.layers_in_order()`, of which the embeddings come last; what is frozen
+    before `fit` stays so. The optimizer holds all weights from the start; the training step is
+    traced anew for each layer that joins, and computes no gradient of those below. With
+    `bertkit.training.optimizer.AdamW` a layer begins as with a new optimizer: at a late step count,
+    Adam's averages that begin at zero would give updates several times too large.
+
+    Between epochs and after `fit` all layers are trainable as before it, so a model that is saved
+    at the end of an epoch by a callback after this one is whole.
+
+    Args:
+        epochs: how many epochs pass until the first layer joins, and between two layers.
+
+    Raises:
+        TrainingError: `epochs` is less than 1.
+    """
+
+    def __init__(self, epochs: int = 1) -> None:
+        super().__init__()
+        if epochs < 1:
+            raise TrainingError(
+                f"Gradual unfreezing was given {epochs} epochs between two layers. Give 1 or more."
+            )
+        self.epochs = epochs
+        self._layers: list[list[Any]] = []  # the trainable weights of each, from the top
+        self._thawed = -1  # how many layers the traced step trains
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        layers = self.model.encoder.layers_in_order()[::-1]
+        self._layers = [[w for w in layer.weights if w.trainable] for layer in layers]
+        self._thawed = -1
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        thawed = min(epoch // self.epochs, len(self._layers))
+        self._set_trainable(self._layers[thawed:], False)
+        if thawed != self._thawed:
+            for index in range(max(self._thawed, 0), thawed):
+                self._begin(self._layers[index], epoch - (index + 1) * self.epochs)
+            self._thawed = thawed
+            self.model.make_train_function(force=True)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._set_trainable(self._layers, True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model.train_function = None  # it may train less than all
+
+    @staticmethod
+    def _set_trainable(layers: list[list[Any]], trainable: bool) -> None:
+        for weights in layers:
+            for weight in weights:
+                weight.trainable = trainable
+
+    def _begin(self, weights: list[Any], epochs_ago: int) -> None:
+        """Tell the optimizer when weights joined: now, or before a run that goes on."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if isinstance(optimizer, AdamW):
+            steps = epochs_ago * (self.params.get("steps") or 0)
+            optimizer.begin(weights, steps)

@@ -1,0 +1,170 @@
+"""Gradual unfreezing: which weights move in which epoch, to the last bit, and by how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bertkit.errors import TrainingError
+from bertkit.training.optimizer import AdamW, layer_decay
+from bertkit.training.unfreezing import GradualUnfreezing
+from tests.core.test_guards import Bag, classifier
+from tests.tiny_models import LABELS, TEXTS, assert_same, tiny_model
+
+Y = LABELS["binary"]
+
+
+class Epochs(keras.callbacks.Callback):
+    """Keeps the weights at the beginning and after each epoch, and what is trainable then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[list[np.ndarray]] = []
+        self.trainable: list[int] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.weights.append([np.array(weight) for weight in self.model.weights])
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.on_train_begin()
+        self.trainable.append(len(self.model.trainable_weights))
+
+    def moved(self) -> list[set[str]]:
+        """Return, for each epoch, the layers of which all weights moved; no other has any."""
+        result = []
+        for old, new in zip(self.weights, self.weights[1:], strict=False):
+            by_layer: dict[str, set[bool]] = {}
+            for weight, one, other in zip(self.model.weights, old, new, strict=True):
+                layer = weight.path.split("/")[1]
+                by_layer.setdefault(layer, set()).add(not np.array_equal(one, other))
+            assert all(len(moves) == 1 for moves in by_layer.values()), by_layer
+            result.append({layer for layer, moves in by_layer.items() if moves == {True}})
+        return result
+
+
+def trained(
+    epochs: int, between: int, optimizer: Any = None, model: Any = None, **options: Any
+) -> tuple[Any, Epochs]:
+    if model is None:
+        model = tiny_model("binary", num_layers=2)
+        model.compile(optimizer or AdamW(1e-2, weight_decay=0.1), metrics=[])
+    record = Epochs()
+    model.fit(
+        TEXTS, Y, batch_size=4, epochs=epochs, verbose=0,
+        callbacks=[GradualUnfreezing(between), record], **options,
+    )  # fmt: skip
+    return model, record
+
+
+def stages(model: Any) -> list[set[str]]:
+    """Return the layers that train in each stage."""
+    top = {model.head.name, "pooler"}
+    return [top | {*names} for names in (
+        [], ["layer_1"], ["layer_1", "layer_0"], ["layer_1", "layer_0", "embeddings"]
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize("between", [1, 2])
+def test_a_further_layer_joins_every_few_epochs(between: int) -> None:
+    model, record = trained(5 * between, between)
+    expected = [stages(model)[min(epoch // between, 3)] for epoch in range(5 * between)]
+    assert record.moved() == expected
+    assert {*record.trainable} == {len(model.weights)}  # callbacks save a model that is whole
+    record = Epochs()
+    model.fit(TEXTS, Y, batch_size=4, verbose=0, callbacks=[record])  # without it all train
+    assert record.moved() == stages(model)[-1:]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.LossScaleOptimizer(AdamW(1e-2, weight_decay=0.1)),
+        lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.1),
+        lambda: AdamW(1e-2, weight_decay=0.1, use_ema=True, ema_momentum=0.5),
+    ],
+    ids=["scaled", "Keras's", "averaged"],
+)
+def test_with_other_optimizers(make: Any) -> None:
+    """Also in the end, where averages become the weights: what is frozen has not moved."""
+    model, record = trained(2, 1, make())
+    assert record.moved() == stages(model)[:2]
+    before = record.weights[0]
+    for weight, old in zip(model.weights, before, strict=True):
+        still = weight.path.split("/")[1] in ("layer_0", "embeddings")
+        assert np.array_equal(weight, old) == still, weight.path
+
+
+def test_what_was_frozen_stays_frozen() -> None:
+    model = tiny_model("binary", num_layers=2)
+    model.encoder.embeddings.trainable = False
+    model.encoder.transformer_layers[0].qkv[0].trainable = False
+    groups = layer_decay(model.encoder, 0.9)
+    model.compile(AdamW(1e-2, groups, weight_decay=0.1), metrics=[])
+    kernel = np.array(model.encoder.transformer_layers[0].qkv[0])
+    before = [np.array(weight) for weight in model.encoder.embeddings.weights]
+    trained(4, 1, model=model)
+    assert_same([np.array(weight) for weight in model.encoder.embeddings.weights], before)
+    np.testing.assert_array_equal(model.encoder.transformer_layers[0].qkv[0], kernel)
+    assert not model.encoder.transformer_layers[0].qkv[0].trainable
+
+
+def test_a_variable_that_joins_late_is_updated_as_by_a_new_optimizer() -> None:
+    def variable() -> keras.Variable:
+        return keras.Variable(np.linspace(-1, 1, 12, dtype="float32").reshape(3, 4))
+
+    random = np.random.default_rng(0)
+    gradients = [tf.constant(random.normal(size=(3, 4)).astype("float32")) for _ in range(9)]
+    late, other, alone = variable(), variable(), variable()
+    optimizer, new = AdamW(1e-2), AdamW(1e-2)
+    optimizer.build([late, other])
+    for gradient in gradients[:5]:
+        optimizer.apply_gradients([(gradient, other)])
+    optimizer.begin([late])
+    for gradient in gradients[5:]:
+        optimizer.apply_gradients([(gradient, late), (gradient, other)])
+        new.apply_gradients([(gradient, alone)])
+        np.testing.assert_array_equal(late.numpy(), alone.numpy())
+    plain = AdamW(1e-2)
+    whole = variable()
+    for gradient in gradients:
+        plain.apply_gradients([(gradient, whole)])
+    np.testing.assert_array_equal(other.numpy(), whole.numpy())  # nothing changes for the others
+
+
+def test_a_run_that_goes_on_takes_the_steps_of_one_that_does_not_stop() -> None:
+    """From another model and optimizer with the same state, in the middle of a stage."""
+    options = {"dropout": 0.0, "attention_dropout": 0.0, "num_layers": 2}
+
+    def model() -> Any:
+        made = tiny_model("binary", **options)
+        made.head.dropout = 0.0
+        made.compile(AdamW(1e-2), metrics=[])
+        return made
+
+    whole, first, second = model(), model(), model()
+    trained(6, 2, model=whole, shuffle=False)
+    trained(3, 2, model=first, shuffle=False)
+    second.optimizer.build(second.trainable_weights)
+    for one, other in ((first, second), (first.optimizer, second.optimizer)):
+        for source, target in zip(one.variables, other.variables, strict=True):
+            target.assign(source)
+    trained(6, 2, model=second, shuffle=False, initial_epoch=3)
+    assert_same(*([np.array(weight) for weight in made.weights] for made in (second, whole)))
+
+
+def test_an_encoder_that_does_not_move_once_it_is_thawed_is_refused() -> None:
+    model = classifier(Bag(above=lambda x: x + 0.0 * tf.reduce_sum(x), below=lambda x: 0.0 * x))
+    with pytest.raises(TrainingError, match=r"updates at a learning rate of 0\.1 have moved none"):
+        trained(3, 2, model=model)
+
+
+def test_epochs_below_one_are_refused() -> None:
+    with pytest.raises(TrainingError) as caught:
+        GradualUnfreezing(0)
+    assert str(caught.value) == (
+        "Gradual unfreezing was given 0 epochs between two layers. Give 1 or more."
+    )
