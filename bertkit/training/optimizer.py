@@ -76,20 +76,20 @@ class AdamW(keras.optimizers.AdamW):
         finally:
             self._powers = {}
 
-    def begin(self, variables: Sequence[Any], steps_ago: int = 0) -> None:
-        """Treat variables as if the optimizer had begun with them so many steps ago.
+    def begin(self, variables: Sequence[Any], step: int) -> None:
+        """Treat variables as if the optimizer had begun with them after a step.
 
         For variables that join late: their averages of gradients begin at zero, and are corrected
         for it by the count of their own steps. Steps that are traced already know nothing of it.
 
         Args:
             variables: some of those that the optimizer was built with.
-            steps_ago: 0 sets their averages to zero.
+            step: counted as `iterations` does; at the present one their averages are set to zero.
         """
-        step = int(np.asarray(self.iterations)) - steps_ago
+        now = int(np.asarray(self.iterations))
         for index in map(self._get_variable_index, variables):
             self._begun[index] = step
-            if not steps_ago:
+            if step == now:
                 for moment in (self._momentums[index], self._velocities[index]):
                     moment.assign(tf.zeros(moment.shape, moment.dtype))
 

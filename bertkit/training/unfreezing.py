@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from bertkit.errors import TrainingError
 from bertkit.training.optimizer import AdamW
@@ -38,20 +39,18 @@ class GradualUnfreezing(keras.callbacks.Callback):
             )
         self.epochs = epochs
         self._layers: list[list[Any]] = []  # the trainable weights of each, from the top
-        self._thawed = -1  # how many layers the traced step trains
+        self._first: int | None = None  # the optimizer's count of updates at epoch 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         layers = self.model.encoder.layers_in_order()[::-1]
         self._layers = [[w for w in layer.weights if w.trainable] for layer in layers]
-        self._thawed = -1
+        self._first = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         thawed = min(epoch // self.epochs, len(self._layers))
         self._set_trainable(self._layers[thawed:], False)
-        if thawed != self._thawed:
-            for index in range(max(self._thawed, 0), thawed):
-                self._begin(self._layers[index], epoch - (index + 1) * self.epochs)
-            self._thawed = thawed
+        self._begin(self._layers[:thawed], epoch)
+        if {id(weight) for weight in self.model.trainable_weights} != self.model._traced_weights:
             self.model.make_train_function(force=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -66,9 +65,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
             for weight in weights:
                 weight.trainable = trainable
 
-    def _begin(self, weights: list[Any], epochs_ago: int) -> None:
-        """Tell the optimizer when weights joined: now, or before a run that goes on."""
+    def _begin(self, layers: list[list[Any]], epoch: int) -> None:
+        """Tell the optimizer after which update each layer joined; some before a run that goes on.
+
+        The count at epoch 0 is what a checkpoint keeps of this callback.
+        """
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         if isinstance(optimizer, AdamW):
-            steps = epochs_ago * (self.params.get("steps") or 0)
-            optimizer.begin(weights, steps)
+            steps = self.params.get("steps") or 0
+            if self._first is None:
+                self._first = int(np.asarray(optimizer.iterations)) - epoch * steps
+            for index, weights in enumerate(layers):
+                optimizer.begin(weights, self._first + (index + 1) * self.epochs * steps)

@@ -123,7 +123,7 @@ def test_a_variable_that_joins_late_is_updated_as_by_a_new_optimizer() -> None:
     optimizer.build([late, other])
     for gradient in gradients[:5]:
         optimizer.apply_gradients([(gradient, other)])
-    optimizer.begin([late])
+    optimizer.begin([late], 5)
     for gradient in gradients[5:]:
         optimizer.apply_gradients([(gradient, late), (gradient, other)])
         new.apply_gradients([(gradient, alone)])
