@@ -165,7 +165,14 @@ def test_the_shipped_plugins_are_those_that_are_documented() -> None:
             "tfhub",
         ],
         "bertkit.preprocessors": ["sentence_pair", "single_text", "text_bytes", "tfhub"],
-        "bertkit.heads": ["binary", "multi_label", "multiclass", "ordinal", "regression"],
+        "bertkit.heads": [
+            "binary",
+            "multi_label",
+            "multi_task",
+            "multiclass",
+            "ordinal",
+            "regression",
+        ],
         "bertkit.objectives": [
             "chain",
             "distillation",
