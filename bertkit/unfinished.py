@@ -22,7 +22,7 @@ _KEPT = (CHECKPOINTS, "logs", "head_history.csv")  # what a run that goes on doe
 
 def unfinished_of(folder: Path) -> Path:
     """Return where a run stands before it is finished."""
-    return folder.with_name(f"{folder.name}.unfinished")
+    return folder.parent / f"{folder.name}.unfinished"  # "." and "/" have no name
 
 
 def checkpoints_of(folder: Path) -> Path:
