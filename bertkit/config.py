@@ -133,6 +133,10 @@ class TrainingConfig:
         lora: low-rank additions that train in place of the encoder's layers.
         unfreeze: the epochs after which the top layer of the encoder trains as well as the head,
             and then the next one, down to the embeddings.
+        on_divergence: whether training stops at a batch whose loss or gradient is not finite, or
+            ends with a useless model.
+        max_gradient_norm: the norm of the gradient of all weights, before clipping, beyond which
+            training counts as diverged.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -154,6 +158,8 @@ class TrainingConfig:
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     lora: LoraConfig | None = None
     unfreeze: Annotated[int, Field(ge=1)] | None = None
+    on_divergence: Literal["stop", "ignore"] = "stop"
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
@@ -304,6 +310,9 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
                 if given.get(key) is not None and given.get(other) is not None:
                     wanted = f"expected this or {other}, not both; null takes one back"
                     problems.add((name, key), wanted, given[key])
+            if given.get("max_gradient_norm") and given.get("on_divergence") == "ignore":
+                wanted = "expected none, since on_divergence is ignore"
+                problems.add((name, "max_gradient_norm"), wanted, given["max_gradient_norm"])
             _check_groups(given, (name, "parameter_groups"), problems)
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)

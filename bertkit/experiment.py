@@ -36,6 +36,7 @@ from bertkit.registry import REGISTRIES
 from bertkit.training import range_test
 from bertkit.training.averaging import AveragedWeights
 from bertkit.training.checkpoint import Checkpoint
+from bertkit.training.divergence import StopOnDivergence
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.history import HistoryFile
 from bertkit.training.optimizer import AdamW, layer_decay
@@ -129,7 +130,8 @@ def run(
         on_note: told, in a sentence, what is resumed, or that nothing is.
 
     Raises:
-        ConfigError: the config is wrong, the memory does not suffice, or training diverged.
+        ConfigError: the config is wrong, or the memory does not suffice.
+        TrainingError: training diverged; the unfinished folder holds the batch.
         DataError: a file or a row cannot be used.
         ArtifactError: the run folder exists already, or so does an unfinished run, which another
             process is training, or which cannot go on with this config and these rows.
@@ -261,7 +263,7 @@ def train(
             micro_batch_size=training.micro_batch_size,
             epochs=training.epochs,
             callbacks=[
-                *callbacks_of(training),
+                *callbacks_of(training, folder),
                 *_loggers(folder / "history.csv", folder / "logs"),
                 checkpoint,
             ],
@@ -344,9 +346,11 @@ def _enable_lora(model: BertClassifier, lora: LoraConfig) -> None:
     model.encoder.enable_lora(lora.rank, lora.alpha, lora.targets)
 
 
-def callbacks_of(training: TrainingConfig) -> list[keras.callbacks.Callback]:
+def callbacks_of(training: TrainingConfig, folder: Path) -> list[keras.callbacks.Callback]:
     """Return what takes part in `fit`; it comes before callbacks that read weights."""
     callbacks: list[keras.callbacks.Callback] = []
+    if training.on_divergence == "stop":
+        callbacks.append(StopOnDivergence(folder, training.max_gradient_norm))
     if training.unfreeze:
         callbacks.append(GradualUnfreezing(training.unfreeze))
     if training.ema:

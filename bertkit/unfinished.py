@@ -11,7 +11,7 @@ from typing import Any
 
 from bertkit.artifact import put_in_place
 from bertkit.config import ExperimentConfig
-from bertkit.errors import ArtifactError, ConfigError
+from bertkit.errors import ArtifactError, ConfigError, DivergenceError
 from bertkit.registry import REGISTRIES
 from bertkit.training.checkpoint import place
 from bertkit.training.checkpoint_files import CheckpointFolder
@@ -112,7 +112,9 @@ def unfinished(
         try:
             yield stage
         except BaseException as error:
-            if isinstance(error, ConfigError) or not checkpoints.files():
+            if isinstance(error, DivergenceError):
+                checkpoints.clear()  # they lead there again; what is to be looked at stays
+            elif isinstance(error, ConfigError) or not checkpoints.files():
                 shutil.rmtree(stage, ignore_errors=True)
             else:
                 on_note(f"What was trained is kept in {stage}. Pass --resume to go on.")
