@@ -104,6 +104,21 @@ class LoraConfig:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """When training ends before its last epoch.
+
+    Attributes:
+        metric: what has to become better, such as "val_accuracy" or "val_loss".
+        patience: how many epochs in a row it may fail to.
+        min_delta: by how much it has to.
+    """
+
+    metric: _Text = "val_loss"
+    patience: Annotated[int, Field(ge=1)] = 2
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass
 class TrainingConfig:
     """How the model is trained.
 
@@ -137,6 +152,8 @@ class TrainingConfig:
             ends with a useless model.
         max_gradient_norm: the norm of the gradient of all weights, before clipping, beyond which
             training counts as diverged.
+        early_stopping: when training ends before its last epoch.
+        restore_best: a metric; the model gets the weights of the epoch that was best by it.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -160,6 +177,8 @@ class TrainingConfig:
     unfreeze: Annotated[int, Field(ge=1)] | None = None
     on_divergence: Literal["stop", "ignore"] = "stop"
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    early_stopping: EarlyStoppingConfig | None = None
+    restore_best: _Text | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

@@ -30,11 +30,12 @@ from bertkit.data.batches import TokenBudget, batch_count, plan
 from bertkit.data.files import Columns, read_rows
 from bertkit.data.loading import Split, load_split
 from bertkit.data.report import DataReport
-from bertkit.errors import ArtifactError, ConfigError, DataError
+from bertkit.errors import ArtifactError, ConfigError, DataError, InputError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
 from bertkit.training import range_test
 from bertkit.training.averaging import AveragedWeights
+from bertkit.training.best import EarlyStopping, RestoreBest, sign_of
 from bertkit.training.checkpoint import Checkpoint
 from bertkit.training.divergence import StopOnDivergence
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
@@ -231,10 +232,12 @@ def train(
 
     Raises:
         DataError: a label cannot be used.
-        ConfigError: the loss of the last epoch is no number, so the model is of no use.
+        ConfigError: a metric is not there, or the loss of the last epoch is no number, so the
+            model is of no use.
     """
     rows, validation = splits["train"], splits.get("validation")
     learn_labels(model, rows)
+    _check_metrics(model, training, validation is not None)
     for split in splits.values():
         _targets(model, split)  # before hours of training, not after
     for name in ("train", "validation"):  # what is batched by the budget
@@ -355,7 +358,35 @@ def callbacks_of(training: TrainingConfig, folder: Path) -> list[keras.callbacks
         callbacks.append(GradualUnfreezing(training.unfreeze))
     if training.ema:
         callbacks.append(AveragedWeights())
+    if training.early_stopping:
+        callbacks.append(EarlyStopping(**vars(training.early_stopping)))
+    if training.restore_best:
+        callbacks.append(RestoreBest(training.restore_best))
     return callbacks
+
+
+def _check_metrics(model: BertClassifier, training: TrainingConfig, validated: bool) -> None:
+    """Refuse metrics that training will not have measured.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    stopping = training.early_stopping
+    for key, name in (
+        ("early_stopping.metric", stopping and stopping.metric),
+        ("restore_best", training.restore_best),
+    ):
+        if not name:
+            continue
+        try:
+            sign_of(name, model.head.make_metrics())
+        except InputError as error:
+            raise ConfigError(f"training.{key}: {error}") from error
+        if name.startswith("val_") and not validated:
+            raise ConfigError(
+                f"training.{key} is {name}, and there are no rows for validation. Set "
+                "data.validation to files or to a fraction, such as 0.1, or take out the val_."
+            )
 
 
 def parameter_groups(model: BertClassifier, training: TrainingConfig) -> list[ParameterGroup]:

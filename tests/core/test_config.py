@@ -441,6 +441,8 @@ WRONG: dict[str, list[Any]] = {
     "training.layer_decay": [None, 0.0, 1.1, "0.9", [0.9]],
     "training.weight_decay": [None, -0.01, "0.01", False, [0.1], float("-inf")],
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
+    "training.early_stopping": ["val_loss", True, 2, ["val_loss"]],
+    "training.restore_best": ["", 1, True, ["val_loss"]],
     "training.on_divergence": [None, "halt", True, ["stop"]],
     "training.max_gradient_norm": [0, -1.0, "1", True, [1.0], float("inf")],
     "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
