@@ -154,6 +154,8 @@ class TrainingConfig:
             training counts as diverged.
         early_stopping: when training ends before its last epoch.
         restore_best: a metric; the model gets the weights of the epoch that was best by it.
+        max_steps: the steps after which training ends, if its epochs have more.
+        max_minutes: the minutes after which training ends, validation included.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -179,6 +181,8 @@ class TrainingConfig:
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
     early_stopping: EarlyStoppingConfig | None = None
     restore_best: _Text | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

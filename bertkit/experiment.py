@@ -36,6 +36,7 @@ from bertkit.registry import REGISTRIES
 from bertkit.training import range_test
 from bertkit.training.averaging import AveragedWeights
 from bertkit.training.best import EarlyStopping, RestoreBest, sign_of
+from bertkit.training.budget import Budget
 from bertkit.training.checkpoint import Checkpoint
 from bertkit.training.divergence import StopOnDivergence
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
@@ -323,6 +324,8 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
     if training.lora:
         _enable_lora(model, training.lora)
     steps = training.epochs * batch_count(rows.examples.lengths, _size(training), "shuffled")
+    if training.max_steps:
+        steps = min(steps, training.max_steps)
     warmup = training.warmup_steps
     if warmup is None:
         warmup = round(cast("float", training.warmup) * steps)  # one of the two always is there
@@ -358,6 +361,8 @@ def callbacks_of(training: TrainingConfig, folder: Path) -> list[keras.callbacks
         callbacks.append(GradualUnfreezing(training.unfreeze))
     if training.ema:
         callbacks.append(AveragedWeights())
+    if training.max_steps or training.max_minutes:
+        callbacks.append(Budget(training.max_steps, training.max_minutes))
     if training.early_stopping:
         callbacks.append(EarlyStopping(**vars(training.early_stopping)))
     if training.restore_best:

@@ -443,6 +443,8 @@ WRONG: dict[str, list[Any]] = {
     "training.precision": [None, "float16", "mixed_float61", 16, True, ["float32"]],
     "training.early_stopping": ["val_loss", True, 2, ["val_loss"]],
     "training.restore_best": ["", 1, True, ["val_loss"]],
+    "training.max_steps": [0, -1, 1.0, "10", True, [10]],
+    "training.max_minutes": [0, -1.0, "1", True, [1.0], float("inf")],
     "training.on_divergence": [None, "halt", True, ["stop"]],
     "training.max_gradient_norm": [0, -1.0, "1", True, [1.0], float("inf")],
     "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
