@@ -42,6 +42,7 @@ from bertkit.training.divergence import StopOnDivergence
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.history import HistoryFile
 from bertkit.training.optimizer import AdamW, layer_decay
+from bertkit.training.progress import Progress
 from bertkit.training.range_test import RangeTest
 from bertkit.training.schedule import WarmupSchedule
 from bertkit.training.unfreezing import GradualUnfreezing
@@ -125,7 +126,8 @@ def run(
         config: an experiment, or a mapping of the form of its YAML.
         overwrite: whether a run folder of that name is replaced, once the new run has succeeded.
         on_data: called with what was read, before training begins.
-        verbose: as in `keras.Model.fit`.
+        verbose: 0 for silence, 1 or "auto" for the bar of `training.progress` in a terminal and a
+            line an epoch elsewhere, 2 for Keras's lines.
         resume: whether an unfinished run of that name goes on; it ends with the same weights as
             if it had not been interrupted. Without one, training begins at its beginning, and of
             a finished run of the same config the result is returned.
@@ -261,6 +263,8 @@ def train(
         _check_converged(history, "training.head_learning_rate", training.head_learning_rate)
     if training.epochs:
         prepare(model, rows, training)
+        bar = [Progress(training.max_steps)] if verbose in (1, "auto") else []
+        data["verbose"] = 2 if verbose == 2 else 0
         history = model.fit(
             **data,
             batch_tokens=training.batch_tokens,
@@ -269,6 +273,7 @@ def train(
             callbacks=[
                 *callbacks_of(training, folder),
                 *_loggers(folder / "history.csv", folder / "logs"),
+                *bar,
                 checkpoint,
             ],
         )
