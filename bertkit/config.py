@@ -32,6 +32,7 @@ from bertkit.merging import (
 from bertkit.registry import REGISTRIES, Registry, preprocessors
 
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]  # Keras dtype policies
+Logger = Literal["tensorboard", "mlflow", "wandb"]
 LoraTarget = Literal["qkv", "attention_output", "intermediate", "output"]
 _Text = Annotated[str, Field(min_length=1), "text"]
 _Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
@@ -156,6 +157,9 @@ class TrainingConfig:
         restore_best: a metric; the model gets the weights of the epoch that was best by it.
         max_steps: the steps after which training ends, if its epochs have more.
         max_minutes: the minutes after which training ends, validation included.
+        loggers: where the history is written besides `history.csv`.
+        callbacks: Keras callbacks, each a section of `callback`, its dotted name, and its
+            arguments; a run refuses them unless it is told to allow them.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -183,6 +187,8 @@ class TrainingConfig:
     restore_best: _Text | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
     max_minutes: Annotated[float, Field(gt=0)] | None = None
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    callbacks: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,6 +41,7 @@ from bertkit.training.checkpoint import Checkpoint
 from bertkit.training.divergence import StopOnDivergence
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.history import HistoryFile
+from bertkit.training.loggers import check_allowed, check_loggers, logged, named_callbacks
 from bertkit.training.optimizer import AdamW, layer_decay
 from bertkit.training.progress import Progress
 from bertkit.training.range_test import RangeTest
@@ -114,6 +115,7 @@ def run(
     verbose: int | str = "auto",
     resume: bool = False,
     on_note: Callable[[str], None] = warnings.warn,
+    allow_callbacks: bool = False,
 ) -> Result:
     """Train and evaluate a model, and write its run folder.
 
@@ -132,6 +134,7 @@ def run(
             if it had not been interrupted. Without one, training begins at its beginning, and of
             a finished run of the same config the result is returned.
         on_note: told, in a sentence, what is resumed, or that nothing is.
+        allow_callbacks: whether the code that `training.callbacks` names may run.
 
     Raises:
         ConfigError: the config is wrong, or the memory does not suffice.
@@ -150,14 +153,19 @@ def run(
     if resume and not anew and (found := _finished(config)):
         on_note(f"{folder} is finished already, so there is nothing to resume.")
         return found
-    check_inputs(config, overwrite, resume)
+    check_inputs(config, overwrite, resume, allow_callbacks)
+    callbacks = named_callbacks(config.training.callbacks)
     keras.utils.set_random_seed(config.seed)
     model = build(config)
     splits = read_data(config, model)
     on_data({name: split.report for name, split in splits.items()})
-    with unfinished(folder, checkpoint.folder, overwrite, resume, on_note) as stage:
+    with (
+        unfinished(folder, checkpoint.folder, overwrite, resume, on_note) as stage,
+        logged(config.training.loggers, stage / "logs", config.name) as loggers,
+    ):
         (stage / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        train(model, splits, config.training, stage, verbose, checkpoint)
+        others = [*callbacks, *loggers]
+        train(model, splits, config.training, stage, verbose, checkpoint, others)
         metrics = {
             name: evaluate(model, split) for name, split in splits.items() if name != "train"
         }
@@ -228,10 +236,12 @@ def train(
     folder: Path,
     verbose: int | str,
     checkpoint: Checkpoint,
+    others: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Fit a model, its head alone first if so wanted, with histories and logs in a folder.
 
-    Where there is a checkpoint, the head had been trained before it.
+    Where there is a checkpoint, the head had been trained before it. Other callbacks see all
+    weights train, and not the head alone.
 
     Raises:
         DataError: a label cannot be used.
@@ -258,7 +268,7 @@ def train(
             **data,
             epochs=training.head_epochs,
             learning_rate=training.head_learning_rate,
-            callbacks=_loggers(folder / "head_history.csv", folder / "logs" / "head"),
+            callbacks=_histories(training, folder / "head_history.csv", folder / "logs" / "head"),
         )
         _check_converged(history, "training.head_learning_rate", training.head_learning_rate)
     if training.epochs:
@@ -272,7 +282,8 @@ def train(
             epochs=training.epochs,
             callbacks=[
                 *callbacks_of(training, folder),
-                *_loggers(folder / "history.csv", folder / "logs"),
+                *_histories(training, folder / "history.csv", folder / "logs"),
+                *others,
                 *bar,
                 checkpoint,
             ],
@@ -286,11 +297,13 @@ def train(
             model.compiled, model.optimizer = False, None
 
 
-def _loggers(history: Path, logs: Path) -> list[keras.callbacks.Callback]:
-    return [
-        HistoryFile(history),
-        keras.callbacks.TensorBoard(str(logs), write_graph=False),
-    ]
+def _histories(
+    training: TrainingConfig, history: Path, logs: Path
+) -> list[keras.callbacks.Callback]:
+    callbacks = [HistoryFile(history)]
+    if "tensorboard" in training.loggers:
+        callbacks.append(keras.callbacks.TensorBoard(str(logs), write_graph=False))
+    return callbacks
 
 
 def _check_converged(
@@ -501,13 +514,18 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_inputs(config: ExperimentConfig, overwrite: bool, resume: bool = False) -> None:
+def check_inputs(
+    config: ExperimentConfig, overwrite: bool, resume: bool = False, allow_callbacks: bool = False
+) -> None:
     """Check what can be checked without reading a file to its end or building a model.
 
     Raises:
+        ConfigError: callbacks are not allowed, or the package of a logger is missing.
         DataError: a file is missing, or its first row cannot be used.
         ArtifactError: the run folder exists already, or an unfinished run.
     """
+    check_allowed(config.training.callbacks, allow_callbacks)
+    check_loggers(config.training.loggers)
     _check_free(Path(config.output_dir), overwrite)
     check_unfinished(Path(config.output_dir), overwrite, resume)
     for paths in (config.data.train, config.data.validation, config.data.test):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bertkit.artifact import put_in_place
 from bertkit.config import ExperimentConfig
@@ -41,7 +42,7 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
         settings |= {f"{kind}.{key}": value for key, value in tree[kind]["arguments"].items()}
     settings |= {f"training.{key}": value for key, value in tree["training"].items()}
     del settings["training.checkpoint_minutes"]
-    return settings
+    return cast("dict[str, Any]", json.loads(json.dumps(settings)))  # a tuple comes back a list
 
 
 def check_same(folder: Path, then: ExperimentConfig, now: ExperimentConfig) -> None:

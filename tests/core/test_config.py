@@ -445,6 +445,8 @@ WRONG: dict[str, list[Any]] = {
     "training.restore_best": ["", 1, True, ["val_loss"]],
     "training.max_steps": [0, -1, 1.0, "10", True, [10]],
     "training.max_minutes": [0, -1.0, "1", True, [1.0], float("inf")],
+    "training.loggers": [None, "mlflow", ["mlflw"], [1], True],
+    "training.callbacks": ["a.B", ["a.B"], {"callback": "a.B"}, True],
     "training.on_divergence": [None, "halt", True, ["stop"]],
     "training.max_gradient_norm": [0, -1.0, "1", True, [1.0], float("inf")],
     "training.clip_norm": [0, -1.0, "1", True, [1.0], float("inf")],
