@@ -21,6 +21,7 @@ from bertkit.micro_batches import in_micro_batches
 from bertkit.objective import Objective, Step
 from bertkit.preprocessor import Preprocessor
 from bertkit.registry import REGISTRIES, heads, objectives, preprocessors
+from bertkit.training.divergence import keep_gradient_norm
 from bertkit.workflow import RawTextModel
 
 
@@ -137,6 +138,7 @@ class BertClassifier(RawTextModel):
             logits, gradients = self.compute_gradients(x, y, sample_weight)
         else:
             logits, gradients = in_micro_batches(self, x, y, sample_weight)
+        keep_gradient_norm(self, gradients)
         if gradients:
             self.optimizer.apply_gradients(gradients)
         else:

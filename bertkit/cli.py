@@ -51,6 +51,10 @@ def train(
         bool,
         typer.Option("--resume", help="Go on with an unfinished run of that name, if any."),
     ] = False,
+    allow_callbacks: Annotated[
+        bool,
+        typer.Option("--allow-callbacks", help="Let the code run that training.callbacks names."),
+    ] = False,
 ) -> None:  # fmt: skip
     """Train and evaluate a model, and write its run folder."""
     from bertkit.console import print_metrics, quiet_start
@@ -63,7 +67,7 @@ def train(
     if dry_run:
         print(to_yaml(experiment_config), end="")
         _print_parts(experiment_config)
-        experiment.check_inputs(experiment_config, overwrite, resume)
+        experiment.check_inputs(experiment_config, overwrite, resume, allow_callbacks)
         return
     from rich import print as rich_print
 
@@ -74,6 +78,7 @@ def train(
         verbose=1 if sys.stdout.isatty() else 2,
         resume=resume,
         on_note=lambda note: print(note, flush=True),
+        allow_callbacks=allow_callbacks,
     )
     if result.metrics:
         print_metrics(result.metrics)

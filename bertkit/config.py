@@ -32,6 +32,7 @@ from bertkit.merging import (
 from bertkit.registry import REGISTRIES, Registry, preprocessors
 
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]  # Keras dtype policies
+Logger = Literal["tensorboard", "mlflow", "wandb"]
 LoraTarget = Literal["qkv", "attention_output", "intermediate", "output"]
 _Text = Annotated[str, Field(min_length=1), "text"]
 _Files = _Text | Annotated[list[_Text], Field(min_length=1), "a list of texts"]
@@ -104,6 +105,21 @@ class LoraConfig:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """When training ends before its last epoch.
+
+    Attributes:
+        metric: what has to become better, such as "val_accuracy" or "val_loss".
+        patience: how many epochs in a row it may fail to.
+        min_delta: by how much it has to.
+    """
+
+    metric: _Text = "val_loss"
+    patience: Annotated[int, Field(ge=1)] = 2
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass
 class TrainingConfig:
     """How the model is trained.
 
@@ -133,6 +149,17 @@ class TrainingConfig:
         lora: low-rank additions that train in place of the encoder's layers.
         unfreeze: the epochs after which the top layer of the encoder trains as well as the head,
             and then the next one, down to the embeddings.
+        on_divergence: whether training stops at a batch whose loss or gradient is not finite, or
+            ends with a useless model.
+        max_gradient_norm: the norm of the gradient of all weights, before clipping, beyond which
+            training counts as diverged.
+        early_stopping: when training ends before its last epoch.
+        restore_best: a metric; the model gets the weights of the epoch that was best by it.
+        max_steps: the steps after which training ends, if its epochs have more.
+        max_minutes: the minutes after which training ends, validation included.
+        loggers: where the history is written besides `history.csv`.
+        callbacks: Keras callbacks, each a section of `callback`, its dotted name, and its
+            arguments; a run refuses them unless it is told to allow them.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 3
@@ -154,6 +181,14 @@ class TrainingConfig:
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     lora: LoraConfig | None = None
     unfreeze: Annotated[int, Field(ge=1)] | None = None
+    on_divergence: Literal["stop", "ignore"] = "stop"
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    early_stopping: EarlyStoppingConfig | None = None
+    restore_best: _Text | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    callbacks: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_tokens is None:
@@ -304,6 +339,9 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
                 if given.get(key) is not None and given.get(other) is not None:
                     wanted = f"expected this or {other}, not both; null takes one back"
                     problems.add((name, key), wanted, given[key])
+            if given.get("max_gradient_norm") and given.get("on_divergence") == "ignore":
+                wanted = "expected none, since on_divergence is ignore"
+                problems.add((name, "max_gradient_norm"), wanted, given["max_gradient_norm"])
             _check_groups(given, (name, "parameter_groups"), problems)
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)

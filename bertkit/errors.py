@@ -44,6 +44,10 @@ class TrainingError(BertkitError, RuntimeError):
     """Training would go wrong, or has gone wrong, without anyone noticing."""
 
 
+class DivergenceError(TrainingError):
+    """A loss or a gradient is not finite, or beyond a limit, so going on would be of no use."""
+
+
 class ArtifactError(BertkitError, ValueError):
     """A run folder or a saved model is missing, incomplete, damaged or in the way."""
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,15 +30,20 @@ from bertkit.data.batches import TokenBudget, batch_count, plan
 from bertkit.data.files import Columns, read_rows
 from bertkit.data.loading import Split, load_split
 from bertkit.data.report import DataReport
-from bertkit.errors import ArtifactError, ConfigError, DataError
+from bertkit.errors import ArtifactError, ConfigError, DataError, InputError
 from bertkit.gradients import GradientReport
 from bertkit.registry import REGISTRIES
 from bertkit.training import range_test
 from bertkit.training.averaging import AveragedWeights
+from bertkit.training.best import EarlyStopping, RestoreBest, sign_of
+from bertkit.training.budget import Budget
 from bertkit.training.checkpoint import Checkpoint
+from bertkit.training.divergence import StopOnDivergence
 from bertkit.training.groups import ParameterGroup, check_matches, group_of
 from bertkit.training.history import HistoryFile
+from bertkit.training.loggers import check_allowed, check_loggers, logged, named_callbacks
 from bertkit.training.optimizer import AdamW, layer_decay
+from bertkit.training.progress import Progress
 from bertkit.training.range_test import RangeTest
 from bertkit.training.schedule import WarmupSchedule
 from bertkit.training.unfreezing import GradualUnfreezing
@@ -110,6 +115,7 @@ def run(
     verbose: int | str = "auto",
     resume: bool = False,
     on_note: Callable[[str], None] = warnings.warn,
+    allow_callbacks: bool = False,
 ) -> Result:
     """Train and evaluate a model, and write its run folder.
 
@@ -122,14 +128,17 @@ def run(
         config: an experiment, or a mapping of the form of its YAML.
         overwrite: whether a run folder of that name is replaced, once the new run has succeeded.
         on_data: called with what was read, before training begins.
-        verbose: as in `keras.Model.fit`.
+        verbose: 0 for silence, 1 or "auto" for the bar of `training.progress` in a terminal and a
+            line an epoch elsewhere, 2 for Keras's lines.
         resume: whether an unfinished run of that name goes on; it ends with the same weights as
             if it had not been interrupted. Without one, training begins at its beginning, and of
             a finished run of the same config the result is returned.
         on_note: told, in a sentence, what is resumed, or that nothing is.
+        allow_callbacks: whether the code that `training.callbacks` names may run.
 
     Raises:
-        ConfigError: the config is wrong, the memory does not suffice, or training diverged.
+        ConfigError: the config is wrong, or the memory does not suffice.
+        TrainingError: training diverged; the unfinished folder holds the batch.
         DataError: a file or a row cannot be used.
         ArtifactError: the run folder exists already, or so does an unfinished run, which another
             process is training, or which cannot go on with this config and these rows.
@@ -144,14 +153,19 @@ def run(
     if resume and not anew and (found := _finished(config)):
         on_note(f"{folder} is finished already, so there is nothing to resume.")
         return found
-    check_inputs(config, overwrite, resume)
+    check_inputs(config, overwrite, resume, allow_callbacks)
+    callbacks = named_callbacks(config.training.callbacks)
     keras.utils.set_random_seed(config.seed)
     model = build(config)
     splits = read_data(config, model)
     on_data({name: split.report for name, split in splits.items()})
-    with unfinished(folder, checkpoint.folder, overwrite, resume, on_note) as stage:
+    with (
+        unfinished(folder, checkpoint.folder, overwrite, resume, on_note) as stage,
+        logged(config.training.loggers, stage / "logs", config.name) as loggers,
+    ):
         (stage / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        train(model, splits, config.training, stage, verbose, checkpoint)
+        others = [*callbacks, *loggers]
+        train(model, splits, config.training, stage, verbose, checkpoint, others)
         metrics = {
             name: evaluate(model, split) for name, split in splits.items() if name != "train"
         }
@@ -222,17 +236,21 @@ def train(
     folder: Path,
     verbose: int | str,
     checkpoint: Checkpoint,
+    others: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Fit a model, its head alone first if so wanted, with histories and logs in a folder.
 
-    Where there is a checkpoint, the head had been trained before it.
+    Where there is a checkpoint, the head had been trained before it. Other callbacks see all
+    weights train, and not the head alone.
 
     Raises:
         DataError: a label cannot be used.
-        ConfigError: the loss of the last epoch is no number, so the model is of no use.
+        ConfigError: a metric is not there, or the loss of the last epoch is no number, so the
+            model is of no use.
     """
     rows, validation = splits["train"], splits.get("validation")
     learn_labels(model, rows)
+    _check_metrics(model, training, validation is not None)
     for split in splits.values():
         _targets(model, split)  # before hours of training, not after
     for name in ("train", "validation"):  # what is batched by the budget
@@ -250,19 +268,23 @@ def train(
             **data,
             epochs=training.head_epochs,
             learning_rate=training.head_learning_rate,
-            callbacks=_loggers(folder / "head_history.csv", folder / "logs" / "head"),
+            callbacks=_histories(training, folder / "head_history.csv", folder / "logs" / "head"),
         )
         _check_converged(history, "training.head_learning_rate", training.head_learning_rate)
     if training.epochs:
         prepare(model, rows, training)
+        bar = [Progress(training.max_steps)] if verbose in (1, "auto") else []
+        data["verbose"] = 2 if verbose == 2 else 0
         history = model.fit(
             **data,
             batch_tokens=training.batch_tokens,
             micro_batch_size=training.micro_batch_size,
             epochs=training.epochs,
             callbacks=[
-                *callbacks_of(training),
-                *_loggers(folder / "history.csv", folder / "logs"),
+                *callbacks_of(training, folder),
+                *_histories(training, folder / "history.csv", folder / "logs"),
+                *others,
+                *bar,
                 checkpoint,
             ],
         )
@@ -275,11 +297,13 @@ def train(
             model.compiled, model.optimizer = False, None
 
 
-def _loggers(history: Path, logs: Path) -> list[keras.callbacks.Callback]:
-    return [
-        HistoryFile(history),
-        keras.callbacks.TensorBoard(str(logs), write_graph=False),
-    ]
+def _histories(
+    training: TrainingConfig, history: Path, logs: Path
+) -> list[keras.callbacks.Callback]:
+    callbacks = [HistoryFile(history)]
+    if "tensorboard" in training.loggers:
+        callbacks.append(keras.callbacks.TensorBoard(str(logs), write_graph=False))
+    return callbacks
 
 
 def _check_converged(
@@ -318,6 +342,8 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
     if training.lora:
         _enable_lora(model, training.lora)
     steps = training.epochs * batch_count(rows.examples.lengths, _size(training), "shuffled")
+    if training.max_steps:
+        steps = min(steps, training.max_steps)
     warmup = training.warmup_steps
     if warmup is None:
         warmup = round(cast("float", training.warmup) * steps)  # one of the two always is there
@@ -344,14 +370,46 @@ def _enable_lora(model: BertClassifier, lora: LoraConfig) -> None:
     model.encoder.enable_lora(lora.rank, lora.alpha, lora.targets)
 
 
-def callbacks_of(training: TrainingConfig) -> list[keras.callbacks.Callback]:
+def callbacks_of(training: TrainingConfig, folder: Path) -> list[keras.callbacks.Callback]:
     """Return what takes part in `fit`; it comes before callbacks that read weights."""
     callbacks: list[keras.callbacks.Callback] = []
+    if training.on_divergence == "stop":
+        callbacks.append(StopOnDivergence(folder, training.max_gradient_norm))
     if training.unfreeze:
         callbacks.append(GradualUnfreezing(training.unfreeze))
     if training.ema:
         callbacks.append(AveragedWeights())
+    if training.max_steps or training.max_minutes:
+        callbacks.append(Budget(training.max_steps, training.max_minutes))
+    if training.early_stopping:
+        callbacks.append(EarlyStopping(**vars(training.early_stopping)))
+    if training.restore_best:
+        callbacks.append(RestoreBest(training.restore_best))
     return callbacks
+
+
+def _check_metrics(model: BertClassifier, training: TrainingConfig, validated: bool) -> None:
+    """Refuse metrics that training will not have measured.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    stopping = training.early_stopping
+    for key, name in (
+        ("early_stopping.metric", stopping and stopping.metric),
+        ("restore_best", training.restore_best),
+    ):
+        if not name:
+            continue
+        try:
+            sign_of(name, model.head.make_metrics())
+        except InputError as error:
+            raise ConfigError(f"training.{key}: {error}") from error
+        if name.startswith("val_") and not validated:
+            raise ConfigError(
+                f"training.{key} is {name}, and there are no rows for validation. Set "
+                "data.validation to files or to a fraction, such as 0.1, or take out the val_."
+            )
 
 
 def parameter_groups(model: BertClassifier, training: TrainingConfig) -> list[ParameterGroup]:
@@ -456,13 +514,18 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_inputs(config: ExperimentConfig, overwrite: bool, resume: bool = False) -> None:
+def check_inputs(
+    config: ExperimentConfig, overwrite: bool, resume: bool = False, allow_callbacks: bool = False
+) -> None:
     """Check what can be checked without reading a file to its end or building a model.
 
     Raises:
+        ConfigError: callbacks are not allowed, or the package of a logger is missing.
         DataError: a file is missing, or its first row cannot be used.
         ArtifactError: the run folder exists already, or an unfinished run.
     """
+    check_allowed(config.training.callbacks, allow_callbacks)
+    check_loggers(config.training.loggers)
     _check_free(Path(config.output_dir), overwrite)
     check_unfinished(Path(config.output_dir), overwrite, resume)
     for paths in (config.data.train, config.data.validation, config.data.test):

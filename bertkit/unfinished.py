@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bertkit.artifact import put_in_place
 from bertkit.config import ExperimentConfig
-from bertkit.errors import ArtifactError, ConfigError
+from bertkit.errors import ArtifactError, ConfigError, DivergenceError
 from bertkit.registry import REGISTRIES
 from bertkit.training.checkpoint import place
 from bertkit.training.checkpoint_files import CheckpointFolder
@@ -41,7 +42,7 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
         settings |= {f"{kind}.{key}": value for key, value in tree[kind]["arguments"].items()}
     settings |= {f"training.{key}": value for key, value in tree["training"].items()}
     del settings["training.checkpoint_minutes"]
-    return settings
+    return cast("dict[str, Any]", json.loads(json.dumps(settings)))  # a tuple comes back a list
 
 
 def check_same(folder: Path, then: ExperimentConfig, now: ExperimentConfig) -> None:
@@ -112,7 +113,9 @@ def unfinished(
         try:
             yield stage
         except BaseException as error:
-            if isinstance(error, ConfigError) or not checkpoints.files():
+            if isinstance(error, DivergenceError):
+                checkpoints.clear()  # they lead there again; what is to be looked at stays
+            elif isinstance(error, ConfigError) or not checkpoints.files():
                 shutil.rmtree(stage, ignore_errors=True)
             else:
                 on_note(f"What was trained is kept in {stage}. Pass --resume to go on.")

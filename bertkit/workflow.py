@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.compiling import named_metrics, refuse_named_loss
-from bertkit.data.batches import Order, make_dataset, plan
+from bertkit.data.batches import BatchSource, Order, make_dataset, plan, source_of
 from bertkit.encoder import Encoder
 from bertkit.errors import BertkitError, InputError
 from bertkit.feeding import (
@@ -52,6 +52,8 @@ class RawTextModel(keras.Model):
     preprocessor: Preprocessor | None
     objective: Objective | None = None
     micro_batch_size: int | None = None
+    gradient_norm: tf.Variable | None = None  # of the last step, (), if someone watches it
+    batch_source: BatchSource | None = None  # of `fit`, if it makes its batches itself
     _traced_micro_batch_size: int | None = None
 
     def fit(
@@ -130,6 +132,7 @@ class RawTextModel(keras.Model):
         with (
             feed.surfaced(),
             heeded_interrupts() as interrupts,
+            self._batches_of(None if steps_per_epoch else training["x"]),
             checkpointed(
                 self,
                 _with(callbacks, counter, EncoderMoves(self), interrupts),
@@ -255,6 +258,15 @@ class RawTextModel(keras.Model):
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """Return the logits of one batch, as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self._feed().inputs(x))
+
+    @contextlib.contextmanager
+    def _batches_of(self, data: Any) -> Iterator[None]:
+        """Let callbacks know for a block which rows a batch has."""
+        object.__setattr__(self, "batch_source", source_of(data))  # nothing that Keras is to track
+        try:
+            yield
+        finally:
+            self.batch_source = None
 
     def _feed(
         self,

@@ -198,14 +198,33 @@ class BatchSource:
         epoch, batch = self.epoch(), self.first[1]
         return np.array([epoch, batch if epoch == self.first[0] else 0])
 
+    def rows(self, epoch: int, step: int) -> np.ndarray:
+        """Return the rows of a batch of an epoch, by index, int64 (B,)."""
+        planned = self._planned
+        if planned is None or planned[0] != epoch:
+            lengths = self.examples.lengths
+            planned = epoch, plan(lengths, self.batch_size, self.order, self.seed, epoch)
+            self._planned = planned
+        return planned[1][step]
+
     def batch(self, epoch: int, step: int) -> list[np.ndarray]:
         """Return a batch of an epoch, flat: the inputs, and what goes with them."""
-        if self._planned is None or self._planned[0] != epoch:
-            lengths = self.examples.lengths
-            self._planned = epoch, plan(lengths, self.batch_size, self.order, self.seed, epoch)
-        rows = self._planned[1][step]
+        rows = self.rows(epoch, step)
         columns = (part[rows] for part in self.columns)
         return tf.nest.flatten((self.examples.batch(rows, self.multiple), *columns))
+
+    def structured(self, epoch: int, step: int) -> dict[str, np.ndarray]:
+        """Return a batch of an epoch by name: the inputs, `targets`, and `sample_weight` if any."""
+        rows = self.rows(epoch, step)
+        columns = zip(("targets", "sample_weight"), self.columns, strict=False)
+        others = {name: part[rows] for name, part in columns}
+        return {**self.examples.batch(rows, self.multiple), **others}
+
+
+def source_of(dataset: Any) -> BatchSource | None:
+    """Return what a dataset of our own reads from; `None` of any other data."""
+    source = getattr(dataset, "_bertkit_source", None)
+    return source if isinstance(source, BatchSource) else None
 
 
 def prefetched(dataset: tf.data.Dataset, source: Any) -> tf.data.Dataset:

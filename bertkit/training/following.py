@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bertkit.data.batches import BatchSource
+from bertkit.data.batches import BatchSource, source_of
 from bertkit.errors import InputError
 from bertkit.training import state
 from bertkit.training.checkpoint import Checkpoint, place
@@ -76,7 +76,7 @@ def checkpointed(
     if checkpoint is None:
         yield Fit(callbacks, initial_epoch)
         return
-    source = _source(data)
+    source = source_of(data)
     if source is None:
         raise InputError(
             "bertkit.Checkpoint needs to know the place of each row. Give texts as a list or an "
@@ -85,7 +85,7 @@ def checkpointed(
     identity = {
         **checkpoint.identity,
         "the training rows": _fingerprint(source),
-        "the validation rows": _fingerprint(_source(validation_data)),
+        "the validation rows": _fingerprint(source_of(validation_data)),
         "the size of a batch": str(source.batch_size),
         "the number of epochs": epochs,
         "the optimizer": _described(model.optimizer),
@@ -235,12 +235,6 @@ class _Following(keras.callbacks.CallbackList):
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
-
-
-def _source(data: Any) -> BatchSource | None:
-    """Return what a dataset of our own reads from."""
-    source = getattr(data, "_bertkit_source", None)
-    return source if isinstance(source, BatchSource) else None
 
 
 def _described(optimizer: Any) -> str:

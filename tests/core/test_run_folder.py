@@ -25,7 +25,7 @@ from sklearn import metrics as sk
 import bertkit
 from bertkit import experiment, finished
 from bertkit.config import load_config
-from bertkit.errors import ArtifactError, ConfigError, DataError, InputError
+from bertkit.errors import ArtifactError, ConfigError, DataError, DivergenceError, InputError
 from bertkit.registry import heads
 from tests.command_line import snapshot, tiny_config, write_jsonl, write_tiny_data, write_yaml
 from tests.tiny_models import HEADS, weights_of
@@ -423,12 +423,22 @@ def test_an_exception_leaves_nothing_behind(
     assert snapshot(place) == before
 
 
-def test_a_run_that_diverges_is_not_kept(place: Path) -> None:
+def test_a_run_that_diverges(place: Path) -> None:
     before = snapshot(place)
-    with pytest.raises(ConfigError, match=r"Training diverged.* Lower training.learning_rate"):
-        mapping = tiny_config(name="diverged", training__learning_rate=1e30, training__epochs=2)
+    mapping = tiny_config(name="diverged", training__learning_rate=1e30, training__epochs=2,
+                          training__checkpoint_minutes=0)  # fmt: skip
+    with pytest.raises(DivergenceError, match=r"batch is in runs/diverged.unfinished/bad_batch"):
         experiment.run(mapping, verbose=0)
-    assert snapshot(place) == before
+    stage = Path("runs/diverged.unfinished")
+    rows = json.loads((stage / "bad_batch.json").read_text())["rows"]
+    with np.load(stage / "bad_batch.npz", allow_pickle=False) as batch:
+        assert batch["token_ids"].shape[0] == batch["targets"].shape[0] == len(rows)
+    # It does not stand in the way of the next one, which tells what it has always told.
+    mapping["training"]["on_divergence"] = "ignore"
+    with pytest.raises(ConfigError, match=r"Training diverged.* Lower training.learning_rate"):
+        experiment.run({**mapping, "training": {**mapping["training"], "checkpoint_minutes": 5.0}},
+                       verbose=0)  # fmt: skip
+    assert snapshot(place) == {**before, "runs": ""}
 
 
 def test_too_little_memory(place: Path) -> None:
