@@ -63,7 +63,8 @@ class StopOnDivergence(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        loss, norm = (logs or {})["loss"], float(self.model.gradient_norm)
+        loss = (logs or {})["loss"]
+        norm = float(tf.convert_to_tensor(self.model.gradient_norm))  # of all replicas
         if not math.isfinite(loss):
             what = f"the loss of {self._place(batch)} is {loss}"
         elif math.isfinite(norm):

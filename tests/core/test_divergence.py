@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ class Norms(keras.callbacks.Callback):
         self.norms: list[float] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.norms.append(float(self.model.gradient_norm))
+        self.norms.append(float(tf.convert_to_tensor(self.model.gradient_norm)))
 
 
 def without_dropout() -> bertkit.BertClassifier:
@@ -177,3 +179,31 @@ def test_of_tensors_no_batch_is_written(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=r"\(clip_norm\)\.$"):
         fit(model, StopOnDivergence(tmp_path), x=tensors())
     assert not list(tmp_path.iterdir())
+
+
+def test_under_a_strategy() -> None:
+    """Two replicas, of which each sees half of the batch: their norms are no less than its own."""
+    code = """
+import json
+import keras, tensorflow as tf
+from tests.core import test_divergence as tests
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+norms = []
+for scope in (strategy.scope, tf.distribute.get_strategy().scope):
+    with scope():
+        model = tests.without_dropout()
+        model.compile(keras.optimizers.SGD(0.0), metrics=[])
+    recorder = tests.Norms()
+    model.fit(tests.TEXTS[:8], tests.Y[:8], batch_size=8, verbose=0, shuffle=False,
+              callbacks=[tests.StopOnDivergence(), recorder])
+    norms += recorder.norms
+print(json.dumps(norms))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    replicas, whole = json.loads(done.stdout.splitlines()[-1])
+    assert whole <= replicas < 2 * whole
