@@ -87,7 +87,7 @@ def test_its_plugins_are_found_and_the_checkout_is_not(installed: Path, tmp_path
     assert names == (
         "bert huggingface kerashub saved_model tf1_checkpoint tfhub "
         "sentence_pair single_text text_bytes tfhub "
-        "binary multi_label multiclass ordinal regression"
+        "binary multi_label multi_task multiclass ordinal regression"
     )
     assert error == "No module named 'plugins'"
     # Dependencies may lie below the checkout, as in .venv; nothing else of it may be seen.
