@@ -63,7 +63,8 @@ def test_the_batch_that_did_it(what: str, said: str, micro: int | None, tmp_path
     batch, rows = about["batch"], about["rows"]
     assert str(caught.value) == (
         f"Training diverged: the {what} of batch {batch} of epoch 1 {said}. The usual cause is a "
-        "learning rate that is too high: lower it, warm up longer, or clip gradients (clip_norm). "
+        "learning rate that is too high: lower learning_rate, warm up "
+        "longer (warmup), or clip gradients (clip_norm). "
         f"The batch is in {tmp_path}/bad_batch.npz, and its texts are in bad_batch.json beside it."
     )
     assert 6 in rows and about["gradient_norm"] == "nan"
