@@ -78,8 +78,8 @@ class StopOnDivergence(keras.callbacks.Callback):
             what = f"the gradient of {self._place(batch)} is not finite"
         where = self._written(batch, loss, norm)
         raise DivergenceError(
-            f"Training diverged: {what}. The usual cause is a learning rate that is too high: lower "
-            f"learning_rate, warm up longer (warmup), or clip gradients (clip_norm).{where}"
+            f"Training diverged: {what}. The usual cause is a learning rate that is too high: "
+            f"lower learning_rate, warm up longer (warmup), or clip gradients (clip_norm).{where}"
         )
 
     def _place(self, batch: int) -> str:
