@@ -58,7 +58,7 @@ def test_when_training_stops(
     assert stopped_after(values, metric=metric, **options) == expected
 
 
-@pytest.mark.parametrize("head", sorted(heads.names()))
+@pytest.mark.parametrize("head", sorted({*heads.names()} - {"multi_task"}))  # which has heads
 def test_each_metric_says_which_way_is_better(head: str) -> None:
     made = heads.create(head)
     for metric in made.make_metrics():

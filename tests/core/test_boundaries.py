@@ -122,7 +122,7 @@ def test_the_wheel_holds_two_packages_and_plugins_is_none(tmp_path: Path) -> Non
         cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True,
     )  # fmt: skip
     place = tmp_path / "site/bertkit/__init__.py"
-    assert done.stdout == f"{place} binary multi_label multiclass ordinal regression\n"
+    assert done.stdout == f"{place} binary multi_label multi_task multiclass ordinal regression\n"
     assert done.stderr.endswith("ModuleNotFoundError: No module named 'plugins'\n")
 
 
