@@ -1,4 +1,4 @@
-"""Metrics of those targets that are known."""
+"""Metrics of some of the rows: of those whose targets are known, for one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import keras
 import tensorflow as tf
 
 
-@keras.saving.register_keras_serializable("bertkit")
-class OfKnown(keras.metrics.Metric):
-    """Another metric, of the rows whose target is not NaN.
+class OfSome(keras.metrics.Metric):
+    """Another metric, of what a subclass passes on to it.
 
     Args:
-        metric: of targets, (B,) or (B, 1), and logits; it takes sample weights, (B,).
+        metric: the other one.
+        name: that of the other if `None`.
     """
 
     def __init__(self, metric: keras.metrics.Metric, name: str | None = None, dtype: Any = None):
@@ -21,14 +21,6 @@ class OfKnown(keras.metrics.Metric):
         self.metric = metric
         if hasattr(metric, "_direction"):  # what callbacks with mode="auto" look at
             self._direction = metric._direction
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        targets = tf.cast(y_true, self.dtype)
-        known = ~tf.math.is_nan(targets)
-        weights = tf.reshape(tf.cast(known, self.dtype), (-1,))
-        if sample_weight is not None:
-            weights *= tf.reshape(tf.cast(sample_weight, self.dtype), (-1,))
-        self.metric.update_state(tf.where(known, targets, 0.0), y_pred, weights)
 
     def result(self) -> tf.Tensor:
         return self.metric.result()
@@ -41,5 +33,21 @@ class OfKnown(keras.metrics.Metric):
         return {**super().get_config(), "metric": inner}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> OfKnown:
+    def from_config(cls, config: dict[str, Any]) -> OfSome:
         return cls(**{**config, "metric": keras.saving.deserialize_keras_object(config["metric"])})
+
+
+@keras.saving.register_keras_serializable("bertkit")
+class OfKnown(OfSome):
+    """Another metric, of the rows whose target is not NaN.
+
+    The metric is of targets, (B,) or (B, 1), and logits, and takes sample weights, (B,).
+    """
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        targets = tf.cast(y_true, self.dtype)
+        known = ~tf.math.is_nan(targets)
+        weights = tf.reshape(tf.cast(known, self.dtype), (-1,))
+        if sample_weight is not None:
+            weights *= tf.reshape(tf.cast(sample_weight, self.dtype), (-1,))
+        self.metric.update_state(tf.where(known, targets, 0.0), y_pred, weights)

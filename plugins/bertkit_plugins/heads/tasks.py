@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from bertkit_plugins.heads.known import OfSome
+
 
 class Columns(NamedTuple):
     """Where a task is.
@@ -103,7 +105,7 @@ class TasksLoss(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("bertkit")
-class OfTask(keras.metrics.Metric):
+class OfTask(OfSome):
     """Another metric, of one task and the rows that have its label.
 
     Args:
@@ -112,11 +114,8 @@ class OfTask(keras.metrics.Metric):
     """
 
     def __init__(self, metric: keras.metrics.Metric, columns: Any, name: str, dtype: Any = None):
-        super().__init__(name=name, dtype=dtype)
-        self.metric = metric
+        super().__init__(metric, name, dtype)
         self.columns = _columns(columns)
-        if hasattr(metric, "_direction"):  # what callbacks with mode="auto" look at
-            self._direction = metric._direction
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         targets = tf.cast(y_true, self.dtype)
@@ -133,19 +132,8 @@ class OfTask(keras.metrics.Metric):
             weights = of_known(tf.reshape(tf.cast(sample_weight, self.dtype), (-1,)))
             self.metric.update_state(own, outputs, weights)
 
-    def result(self) -> tf.Tensor:
-        return self.metric.result()
-
-    def reset_state(self) -> None:
-        self.metric.reset_state()
-
     def get_config(self) -> dict[str, Any]:
-        inner = keras.saving.serialize_keras_object(self.metric)
-        return {**super().get_config(), "metric": inner, "columns": [*self.columns]}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> OfTask:
-        return cls(**{**config, "metric": keras.saving.deserialize_keras_object(config["metric"])})
+        return {**super().get_config(), "columns": [*self.columns]}
 
 
 def _columns(place: Sequence[Any]) -> Columns:
