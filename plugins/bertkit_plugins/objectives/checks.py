@@ -5,14 +5,14 @@ from __future__ import annotations
 from bertkit.errors import InputError
 
 
-def at_least(name: str, value: float, least: float = 0.0) -> float:
-    """Return a finite number that is not below `least`.
+def zero_or_more(name: str, value: float) -> float:
+    """Return a finite number that is not below 0.
 
     Raises:
-        InputError: it is.
+        InputError: it is none.
     """
-    if not least <= value < float("inf"):
-        raise InputError(f"{name} is {value}. Give a finite number, {least:g} or more.")
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{name} is {value}. Give a finite number, 0 or more.")
     return float(value)
 
 
@@ -27,12 +27,12 @@ def above_zero(name: str, value: float) -> float:
     return float(value)
 
 
-def count(name: str, value: int) -> int:
-    """Return a whole number above 0.
+def share(name: str, value: float) -> float:
+    """Return a number from 0 to 1.
 
     Raises:
         InputError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}. Give a whole number above 0.")
-    return value
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} is {value}. It is a share: give a number from 0 to 1.")
+    return float(value)

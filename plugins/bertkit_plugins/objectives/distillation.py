@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from bertkit.errors import InputError
 from bertkit.objective import Objective, Step
-from bertkit_plugins.objectives.checks import above_zero
+from bertkit_plugins.objectives.checks import above_zero, share
 from bertkit_plugins.objectives.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -34,10 +33,8 @@ class Distillation(Objective):
         self, teacher: str, alpha: float = 0.5, temperature: float = 2.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha is {alpha}. It is a share: give a number from 0 to 1.")
         self.teacher = teacher
-        self.alpha = alpha
+        self.alpha = share("alpha", alpha)
         self.temperature = above_zero("temperature", temperature)
         self._teacher: Teacher | None = None
 

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from bertkit.feeding import whole_number
 from bertkit.objective import Objective, Step
-from bertkit_plugins.objectives.checks import above_zero, at_least, count
+from bertkit_plugins.objectives.checks import above_zero, zero_or_more
 from bertkit_plugins.objectives.perturbing import ascent, clipped_to, masked, scaled_to
 
 
@@ -37,9 +38,9 @@ class FreeLB(Objective):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.steps = count("steps", steps)
+        self.steps = whole_number("steps", steps)
         self.step_size = above_zero("step_size", step_size)
-        self.initial = at_least("initial", initial)
+        self.initial = zero_or_more("initial", initial)
         self.epsilon = None if epsilon is None else above_zero("epsilon", epsilon)
         self.seed_generator = keras.random.SeedGenerator()
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from bertkit.feeding import whole_number
 from bertkit.objective import Objective, Step
-from bertkit_plugins.objectives.checks import above_zero, count
+from bertkit_plugins.objectives.checks import above_zero
 from bertkit_plugins.objectives.perturbing import ascent, clipped_to, scaled_to
 
 
@@ -32,7 +33,7 @@ class PGD(Objective):
         super().__init__(**kwargs)
         self.epsilon = above_zero("epsilon", epsilon)
         self.step_size = above_zero("step_size", step_size)
-        self.steps = count("steps", steps)
+        self.steps = whole_number("steps", steps)
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:
         clean = step.embeddings()  # (B, T, E)

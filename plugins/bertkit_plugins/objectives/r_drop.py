@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from bertkit.objective import Objective, Step
-from bertkit_plugins.objectives.checks import at_least
+from bertkit_plugins.objectives.checks import zero_or_more
 
 
 class RDrop(Objective):
@@ -22,7 +22,7 @@ class RDrop(Objective):
 
     def __init__(self, alpha: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.alpha = at_least("alpha", alpha)
+        self.alpha = zero_or_more("alpha", alpha)
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:
         first, p = step.loss()

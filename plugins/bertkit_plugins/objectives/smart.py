@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from bertkit.classifier import BertClassifier
 from bertkit.errors import InputError
+from bertkit.feeding import whole_number
 from bertkit.objective import Objective, Step
-from bertkit_plugins.objectives.checks import above_zero, at_least, count
+from bertkit_plugins.objectives.checks import above_zero, zero_or_more
 from bertkit_plugins.objectives.perturbing import ascent, largest, masked
 
 
@@ -50,9 +51,9 @@ class SMART(Objective):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.smoothness = at_least("smoothness", smoothness)
-        self.proximity = at_least("proximity", proximity)
-        self.steps = count("steps", steps)
+        self.smoothness = zero_or_more("smoothness", smoothness)
+        self.proximity = zero_or_more("proximity", proximity)
+        self.steps = whole_number("steps", steps)
         self.step_size = above_zero("step_size", step_size)
         self.noise = above_zero("noise", noise)
         self.epsilon = None if epsilon is None else above_zero("epsilon", epsilon)

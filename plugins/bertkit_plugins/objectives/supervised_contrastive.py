@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from bertkit.errors import InputError
 from bertkit.objective import Objective, Step
-from bertkit_plugins.objectives.checks import above_zero, at_least
+from bertkit_plugins.objectives.checks import above_zero, share
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
@@ -31,9 +31,7 @@ class SupervisedContrastive(Objective):
 
     def __init__(self, weight: float = 0.9, temperature: float = 0.3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.weight = at_least("weight", weight)
-        if self.weight > 1:
-            raise InputError(f"weight is {weight}. It is a share: give a number from 0 to 1.")
+        self.weight = share("weight", weight)
         self.temperature = above_zero("temperature", temperature)
 
     def begin(self, model: BertClassifier) -> None:
