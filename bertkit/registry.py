@@ -160,6 +160,17 @@ class Registry(Generic[Contract]):
             f"point in the group {self.group!r}."
         )
 
+    def described(self, part: Any) -> dict[str, Any]:
+        """Return the mapping, as in YAML, of a part that is within another one.
+
+        Raises:
+            PluginError: its class is not registered.
+        """
+        config = part.get_config()
+        for name in ("name", "trainable", "dtype"):  # the outer part's to set
+            config.pop(name, None)
+        return {"plugin": self.name_of(type(part)), **config}
+
     def _unknown(self, name: str) -> str:
         names = self.names()
         near = difflib.get_close_matches(str(name), names, n=1)

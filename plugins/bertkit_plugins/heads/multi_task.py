@@ -205,7 +205,7 @@ class MultiTaskHead(Head):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["labels"], config["dropout"]
-        heads = {name: _described(head) for name, head in self.heads.items()}
+        heads = {name: registry.described(head) for name, head in self.heads.items()}
         return {**config, "heads": heads, "weights": self.weights_of_tasks}
 
 
@@ -224,13 +224,6 @@ def _located(task: str, rows: Sequence[int]) -> Iterator[None]:
         row = None if error.row is None else rows[error.row]
         message = message.replace(f"Label {error.row} ", f"Label {row} ", 1)
         raise InputError(f"Task {task!r}: {message}", row) from error
-
-
-def _described(head: Head) -> dict[str, Any]:
-    config = head.get_config()
-    for name in ("name", "trainable", "dtype"):
-        config.pop(name, None)
-    return {"plugin": registry.name_of(type(head)), **config}
 
 
 def _check_weights(weights: Mapping[str, float], heads: Mapping[str, Head]) -> None:

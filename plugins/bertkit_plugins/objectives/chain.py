@@ -48,7 +48,7 @@ class Chain(Objective):
             one.after_update(model)
 
     def get_config(self) -> dict[str, Any]:
-        made = [_described(one) for one in self.objectives]
+        made = [registry.described(one) for one in self.objectives]
         return {**super().get_config(), "objectives": made}
 
 
@@ -62,10 +62,3 @@ def _made(described: Any) -> Objective:
         )
     arguments = {name: value for name, value in described.items() if name != "plugin"}
     return registry.create(described["plugin"], **arguments)
-
-
-def _described(objective: Objective) -> dict[str, Any]:
-    config = objective.get_config()
-    for name in ("name", "trainable", "dtype"):
-        config.pop(name, None)
-    return {"plugin": registry.name_of(type(objective)), **config}
