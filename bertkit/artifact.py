@@ -18,9 +18,9 @@ import keras
 
 import bertkit
 from bertkit.classifier import BertClassifier
-from bertkit.config import Precision
 from bertkit.errors import ArtifactError, InputError, PluginError, shown
 from bertkit.registry import REGISTRIES
+from bertkit.sections import Precision
 
 FORMAT = 1
 MODEL = "model.keras"

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bertkit import artifact
-from bertkit.config import ExperimentConfig, Precision, load_config
+from bertkit.config import ExperimentConfig, load_config
 from bertkit.data.files import Row, read_rows
 from bertkit.data.loading import load_split, text_chunks
 from bertkit.errors import ArtifactError, DataError
-from bertkit.experiment import Metrics, columns_of, evaluate, read_data
+from bertkit.experiment import Metrics, evaluate
+from bertkit.reading import columns_of, read_data
+from bertkit.sections import Precision
 
 if TYPE_CHECKING:
     from bertkit.preprocessor import Preprocessor

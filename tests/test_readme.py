@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from bertkit import heads, registry
 from bertkit.arguments import arguments_of
 from bertkit.cli import app
-from bertkit.config import DataConfig, ExperimentConfig, TrainingConfig, load_config
+from bertkit.config import ExperimentConfig, load_config
+from bertkit.sections import DataConfig, TrainingConfig
 from tests.processes import MINILM, ROOT, cut, run
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,8 +14,8 @@ from tensorflow.python.eager import context  # type: ignore[import-untyped]
 
 import bertkit
 from bertkit import transformer
-from bertkit.config import LoraTarget
 from bertkit.errors import EncoderError
+from bertkit.sections import LoraTarget
 from bertkit.training.optimizer import AdamW
 from tests.tiny_models import LABELS, TEXTS, assert_same, tensors, tiny_encoder, tiny_model
 

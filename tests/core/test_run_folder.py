@@ -23,7 +23,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 import bertkit
-from bertkit import experiment, finished
+from bertkit import experiment, finished, reading
 from bertkit.config import load_config
 from bertkit.errors import ArtifactError, ConfigError, DataError, DivergenceError, InputError
 from bertkit.registry import heads
@@ -173,7 +173,7 @@ def test_metrics(results: dict[str, experiment.Result], head: str) -> None:
     found = read_json(folder / "metrics.json")
     assert list(found) == ["validation", "test"]
     model = bertkit.load(folder)
-    split = experiment.read_data(load_config([folder / "config.yaml"]), model)["validation"]
+    split = reading.read_data(load_config([folder / "config.yaml"]), model)["validation"]
     training = [json.loads(line) for line in Path(f"{head}.jsonl").read_text().splitlines()]
     rows = {
         "validation": [training[line - 1] for line in split.places.line_of],
@@ -256,7 +256,7 @@ def test_fractions(
         changes = {"data__validation": validation, "data__test": test, "seed": seed}
         mapping = config_of("binary", **changes)
         mapping["data"] = {key: value for key, value in mapping["data"].items() if value}
-        splits = experiment.read_data(experiment._valid(mapping), model)
+        splits = reading.read_data(experiment._valid(mapping), model)
         training = make_rows("binary", ROWS, seed=1)
         for split in splits.values():
             assert split.labels == [training[line - 1]["label"] for line in split.places.line_of]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bertkit
-from bertkit import experiment
+from bertkit import experiment, fitting, reading
 from bertkit.config import config_from_mapping
 from bertkit.errors import ConfigError, ExportError, InputError
 from tests.command_line import tiny_config, write_tiny_data
@@ -36,8 +36,8 @@ def prepared(**training: Any) -> bertkit.BertClassifier:
     """Return the model of a config, ready to be trained."""
     config = config_from_mapping(config_of(**training))
     model = experiment.build(config)
-    rows = experiment.read_data(config, model)["train"]
-    experiment.prepare(model, rows, config.training)
+    rows = reading.read_data(config, model)["train"]
+    fitting.prepare(model, rows, config.training)
     return model
 
 
@@ -159,9 +159,9 @@ def test_lora_trains_its_factors_and_is_merged(merge: bool) -> None:
 def test_lora_needs_kernels() -> None:
     model = classifier(Bag())
     config = config_from_mapping(config_of(lora={}))
-    rows = experiment.read_data(config, model)["train"]
+    rows = reading.read_data(config, model)["train"]
     with pytest.raises(ConfigError) as caught:
-        experiment.prepare(model, rows, config.training)
+        fitting.prepare(model, rows, config.training)
     assert str(caught.value) == (
         "training.lora needs the kernels of a BERT, and Bag has none that are known. Take it out, "
         "or choose an encoder that is a BertEncoder."
