@@ -2,16 +2,19 @@
 
     python -m benchmarks.objectives                        the demo's sentences about films
     python -m benchmarks.objectives --data FOLDER/snips    a folder of train.tsv and test.tsv
+    python -m benchmarks.objectives --only distillation    the plain runs, and this with its teacher
 
 A cut of so many rows a label is drawn anew for each seed, the same for all objectives; so are the
-first weights of the head. The table goes to the end of benchmarks/objectives.md, under the name
-of the data, in place of an earlier one.
+first weights of the head. Each result goes to runs/benchmarks/objectives.jsonl as it is made, and
+the table of the latest ones, of the same data and numbers, to the end of benchmarks/objectives.md,
+in place of an earlier one.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import statistics
 import sys
@@ -26,6 +29,8 @@ from benchmarks.data import FILMS, Row
 from benchmarks.measuring import ROOT
 
 TABLES = ROOT / "benchmarks" / "objectives.md"
+RESULTS = ROOT / "runs" / "benchmarks" / "objectives.jsonl"
+TEACHER = "the teacher of distillation"
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "none": {},
     "fgm": {},
@@ -35,7 +40,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "r_drop": {},
     "mixup": {},
     "supervised_contrastive": {"weight": 0.5},
-    "distillation": {},  # from the plain run of the same seed
+    TEACHER: {},
+    "distillation": {},  # its teacher is the run before it
 }
 
 
@@ -49,30 +55,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, default=15)
     add("--seeds", type=int, default=3)
     add("--only", default="", metavar="REGEX", help="only objectives in whose names it is found")
+    add("--teacher-rows", type=int, default=64, help="rows of each label that the teacher has")
     options = parser.parse_args(arguments)
-    results: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    about = [options.data.name, options.rows, options.test_rows, options.epochs,
+             options.teacher_rows]  # fmt: skip
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
-            train, test = few(options, seed)
             for name in OBJECTIVES:
-                if name == "none" or re.search(options.only, name):
-                    teacher = Path(folder, str(seed))
-                    result = measure(name, train, test, options.epochs, seed, teacher)
-                    print(f"{name}, seed {seed}: {result[0]:.4f} in {result[1]:.1f} s", flush=True)
-                    results[name].append(result)
-    insert(options.data.name, table(results, options, len(train)))
+                if name != "none" and not re.search(options.only, name):
+                    continue
+                rows = options.teacher_rows if name == TEACHER else options.rows
+                train, test = few(options, seed, rows)
+                teacher = Path(folder, str(seed))
+                accuracy, seconds = measure(name, train, test, options.epochs, seed, teacher)
+                print(f"{name}, seed {seed}: {accuracy:.4f} in {seconds:.1f} s", flush=True)
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([about, name, seed, accuracy, seconds]) + "\n")
+    insert(options.data.name, table(found(about), options))
     return 0
 
 
-def few(options: argparse.Namespace, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return so many training rows of each label, drawn by the seed, and the test rows."""
+def found(about: list[Any]) -> dict[str, dict[int, tuple[float, float]]]:
+    """Return accuracy and seconds of the latest results with these numbers, by name and seed."""
+    results: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in OBJECTIVES}
+    for line in RESULTS.read_text(encoding="utf-8").splitlines():
+        key, name, seed, *result = json.loads(line)
+        if key == about:
+            results[name][seed] = (result[0], result[1])
+    return {name: of_seeds for name, of_seeds in results.items() if of_seeds}
+
+
+def few(options: argparse.Namespace, seed: int, count: int) -> tuple[list[Row], list[Row]]:
+    """Return so many training rows of each label, drawn by the seed, and the test rows.
+
+    More rows are those of fewer, and others.
+    """
     import random
 
     rows = read(options.data, "train")
     random.Random(seed).shuffle(rows)
     taken: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if len(taken[row[1]]) < options.rows:
+        if len(taken[row[1]]) < count:
             taken[row[1]].append(row)
     test = read(options.data, "test")
     random.Random(0).shuffle(test)
@@ -105,7 +130,8 @@ def measure(
     encoder = bertkit.encoders.create("huggingface", source=source, pooling="mean")
     head = bertkit.heads.create("multiclass", labels=sorted({label for _, label in train}))
     arguments = {"teacher": str(teacher)} if name == "distillation" else OBJECTIVES[name]
-    objective = None if name == "none" else bertkit.objectives.create(name, **arguments)
+    plain = name in ("none", TEACHER)
+    objective = None if plain else bertkit.objectives.create(name, **arguments)
     model = bertkit.BertClassifier(encoder, head, "single_text", objective)
     steps = epochs * -(-len(train) // 32)
     schedule = WarmupSchedule(1e-4, steps, steps // 10)
@@ -115,32 +141,28 @@ def measure(
     clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
     model.fit(texts, labels, batch_size=32, epochs=epochs, verbose=0, callbacks=[clock])
     seconds = ends[-1] - ends[0]
-    if name == "none":
+    if name == TEACHER:
         bertkit.save(model, teacher)
     predicted = model.classify([text for text, _ in test])
     right = [row["label"] == label for row, (_, label) in zip(predicted, test, strict=True)]
     return sum(right) / len(right), seconds
 
 
-def table(
-    results: dict[str, list[tuple[float, float]]], options: argparse.Namespace, rows: int
-) -> str:
+def table(results: dict[str, dict[int, tuple[float, float]]], options: argparse.Namespace) -> str:
     """Return the table of an experiment, in Markdown."""
     plain = results["none"]
     lines = [
-        f"{rows} training rows, {options.rows} a label, {options.epochs} epochs, "
-        f"{options.seeds} seeds.",
+        f"{options.rows} training rows a label, {options.teacher_rows} the teacher's, "
+        f"{options.epochs} epochs, {len(plain)} seeds.",
         "",
         "| objective | test accuracy | least to greatest | against none, seed by seed | time × |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, found in results.items():
-        values = [accuracy for accuracy, _ in found]
-        gains = [100 * (a - b) for a, (b, _) in zip(values, plain, strict=True)]
+    for name, of_seeds in results.items():
+        values = [accuracy for accuracy, _ in of_seeds.values()]
+        gains = [100 * (of_seeds[seed][0] - plain[seed][0]) for seed in of_seeds]
         spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
-        times = statistics.median(
-            s / other for (_, s), (_, other) in zip(found, plain, strict=True)
-        )
+        times = statistics.median(of_seeds[seed][1] / plain[seed][1] for seed in of_seeds)
         against = "–" if name == "none" else f"{statistics.mean(gains):+.1f} ± {spread:.1f} points"
         lines.append(
             f"| {name} | {statistics.mean(values):.3f} | {min(values):.3f} to {max(values):.3f} "
