@@ -19,6 +19,7 @@ from bertkit import artifact
 from bertkit.classifier import BertClassifier
 from bertkit.config import ExperimentConfig, config_from_mapping, load_config, to_yaml
 from bertkit.data.batches import plan
+from bertkit.data.cache import check_folder
 from bertkit.data.files import read_rows
 from bertkit.data.loading import Split
 from bertkit.data.report import DataReport
@@ -238,7 +239,8 @@ def check_inputs(
     """Check what can be checked without reading a file to its end or building a model.
 
     Raises:
-        ConfigError: callbacks are not allowed, or the package of a logger is missing.
+        ConfigError: callbacks are not allowed, the package of a logger is missing, or the folder
+            of token ids cannot be made.
         DataError: a file is missing, or its first row cannot be used.
         ArtifactError: the run folder exists already, or an unfinished run.
     """
@@ -246,6 +248,8 @@ def check_inputs(
     check_loggers(config.training.loggers)
     _check_free(Path(config.output_dir), overwrite)
     check_unfinished(Path(config.output_dir), overwrite, resume)
+    if config.data.cache is not None:
+        check_folder(config.data.cache)
     for paths in (config.data.train, config.data.validation, config.data.test):
         if paths is not None and not isinstance(paths, float):
             next(read_rows(paths, columns_of(config)))

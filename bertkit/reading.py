@@ -9,6 +9,7 @@ import numpy as np
 
 from bertkit.classifier import BertClassifier
 from bertkit.config import ExperimentConfig
+from bertkit.data.cache import TokenCache
 from bertkit.data.files import Columns
 from bertkit.data.loading import Split, load_split
 from bertkit.errors import DataError
@@ -28,12 +29,13 @@ def read_data(
     data = config.data
     columns = columns_of(config)
     preprocessor = cast("Preprocessor", model.preprocessor)  # every config names one
+    cache = TokenCache(data.cache, preprocessor, model.encoder.vocabulary) if data.cache else None
     given = {"train": data.train, "validation": data.validation, "test": data.test}
     fractions = {name: part for name, part in given.items() if isinstance(part, float)}
     if not training and not fractions:
         del given["train"]
     splits = {
-        name: load_split(paths, columns, preprocessor)
+        name: load_split(paths, columns, preprocessor, cache)
         for name, paths in given.items()
         if paths is not None and not isinstance(paths, float)
     }

@@ -27,6 +27,7 @@ class DataConfig:
         validation: files of validation rows, or the fraction of the training rows to hold out.
         test: files of test rows, or the fraction of the training rows to hold out.
         label_separator: what separates the labels of a cell that holds several.
+        cache: the folder in which token ids are kept from run to run.
     """
 
     train: _Files
@@ -35,6 +36,7 @@ class DataConfig:
     validation: _Split = None
     test: _Split = None
     label_separator: Text | None = None
+    cache: Text | None = None
 
 
 @dataclass

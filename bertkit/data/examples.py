@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from bertkit.encoder import INPUT_NAMES
-from bertkit.preprocessor import Encoded, Preprocessor
+from bertkit.preprocessor import Preprocessor
+
+if TYPE_CHECKING:
+    from bertkit.data.cache import TokenCache
 
 _Result = TypeVar("_Result")
 CHUNK = 2048  # texts tokenized at once
@@ -49,14 +52,21 @@ class Examples:
         return cls.from_chunks(chunks, preprocessor)
 
     @classmethod
-    def from_chunks(cls, chunks: Iterable[np.ndarray], preprocessor: Preprocessor) -> Examples:
+    def from_chunks(
+        cls,
+        chunks: Iterable[np.ndarray],
+        preprocessor: Preprocessor,
+        cache: TokenCache | None = None,
+    ) -> Examples:
         """Tokenize chunks of checked texts, (n,) or (n, 2) each, as they come.
 
         As many chunks at a time as there are processors; the token ids go to an unnamed temporary
-        file, so that rows may exceed the memory.
+        file, so that rows may exceed the memory. With a cache, of this preprocessor, chunks that
+        it knows are not tokenized again.
         """
+        tokenize = cache.tokenize if cache else lambda chunk: tokenized(chunk, preprocessor)
         store = _Store(preprocessor.padding_id)
-        for rows in _in_parallel(lambda chunk: _flat(preprocessor.encode_array(chunk)), chunks):
+        for rows in _in_parallel(tokenize, chunks):
             store.append(rows)
         return store.examples()
 
@@ -102,7 +112,7 @@ class Examples:
         return {name: tf.TensorSpec((None, None), tf.int32) for name in INPUT_NAMES}
 
 
-class _Flat(NamedTuple):
+class FlatRows(NamedTuple):
     """A chunk of rows, one after another."""
 
     token_ids: np.ndarray  # int32, (all tokens,)
@@ -111,8 +121,10 @@ class _Flat(NamedTuple):
     full_lengths: np.ndarray  # int32, (n,)
 
 
-def _flat(encoded: Encoded) -> _Flat:
-    return _Flat(
+def tokenized(texts: np.ndarray, preprocessor: Preprocessor) -> FlatRows:
+    """Tokenize a chunk of checked texts, (n,) or (n, 2)."""
+    encoded = preprocessor.encode_array(texts)
+    return FlatRows(
         encoded.token_ids.flat_values.numpy().astype("int32", copy=False),
         encoded.segment_ids.flat_values.numpy().astype("int8"),
         encoded.token_ids.row_lengths().numpy(),
@@ -159,7 +171,7 @@ class _Store:
         self._lengths: list[np.ndarray] = []
         self._full_lengths: list[np.ndarray] = []
 
-    def append(self, rows: _Flat) -> None:
+    def append(self, rows: FlatRows) -> None:
         rows.token_ids.tofile(self._files["token_ids"])
         rows.segment_ids.tofile(self._files["segment_ids"])
         self._lengths.append(rows.lengths)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bertkit.data.cache import TokenCache
 from bertkit.data.examples import CHUNK, Examples
 from bertkit.data.files import Columns, Row, read_rows
 from bertkit.data.report import DataReport
@@ -73,11 +74,16 @@ class Places:
         return f"{self.files[self.file_of[row]]}:{self.line_of[row]}"
 
 
-def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Preprocessor) -> Split:
+def load_split(
+    paths: str | Sequence[str],
+    columns: Columns,
+    preprocessor: Preprocessor,
+    cache: TokenCache | None = None,
+) -> Split:
     """Read, check and tokenize all rows of some files; rows with an empty text are left out.
 
     Memory holds some 60 bytes a row and each distinct label once; token ids go to a temporary
-    file.
+    file. With a cache, texts that it knows are not tokenized again.
 
     Raises:
         DataError: as `read_rows` does, or no row has a text.
@@ -97,7 +103,8 @@ def load_split(paths: str | Sequence[str], columns: Columns, preprocessor: Prepr
                 line_of.append(row.line)
                 yield row
 
-    examples = Examples.from_chunks(text_chunks(kept(), len(columns.text)), preprocessor)
+    chunks = text_chunks(kept(), len(columns.text))
+    examples = Examples.from_chunks(chunks, preprocessor, cache)
     if not labels:
         raise DataError(f"No row of {', '.join(files) or paths} has a text. Check the columns.")
     report.add_lengths(examples.full_lengths, preprocessor.sequence_length)

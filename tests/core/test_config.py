@@ -408,6 +408,7 @@ WRONG: dict[str, list[Any]] = {
     "data.validation": [0, 1, 1.0, 0.0, -0.1, 2.5, True, [], "", [0.1], {"a": 1}],
     "data.test": [0, 1, True, [], "", [3], {"a": 1}],
     "data.label_separator": [3, True, "", ["|"], {}],
+    "data.cache": [3, True, "", ["tokens"], {}],
     "encoder.plugin": [None, 3, True, [], {}, "", "nope", "toy_encodr"],
     "preprocessor.plugin": [None, 3, True, ["toy_single"], "nope", "toy_singel"],
     "head.plugin": [None, 3, False, {}, "nope", "toy-head", "toy_encoder"],
@@ -1013,6 +1014,7 @@ CONFIGS = st.builds(
         validation=st.none() | FILES | FRACTIONS,
         test=st.none() | FILES | FRACTIONS,
         label_separator=st.none() | PLAIN_TEXT,
+        cache=st.none() | PLAIN_TEXT,
     ),
     encoder=st.builds(
         lambda source: PluginConfig("toy_encoder", {"source": source}), st.text(max_size=3)

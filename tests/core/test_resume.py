@@ -121,9 +121,10 @@ def test_on_the_command_line(
         done = bertkit(*train, "--resume", "data.train=changed.jsonl")
         assert done.code == 2 and "is of another run: the training rows was '" in done.err
 
-    # The same rows elsewhere, and more frequent checkpoints, change nothing.
+    # The same rows elsewhere, kept token ids, and rarer checkpoints change nothing.
     (place / "moved.jsonl").write_text("".join(lines))
-    done = bertkit(*train, "--resume", "data.train=moved.jsonl", "training.checkpoint_minutes=7")
+    others = ("data.train=moved.jsonl", "data.cache=tokens", "training.checkpoint_minutes=7")
+    done = bertkit(*train, "--resume", *others)
     assert (done.code, done.err) == (0, "")
     assert "Going on from a checkpoint: epoch 1 of 3, " in done.out
     assert content_of(place / "runs/line") == uninterrupted

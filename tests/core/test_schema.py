@@ -166,7 +166,7 @@ NESTED: list[Any] = [
     "path",
     [
         "name", "seed", "output_dir", "data", "data.train", "data.label", "data.text",
-        "data.validation", "data.test", "data.label_separator", "data.new", "new",
+        "data.validation", "data.test", "data.label_separator", "data.cache", "data.new", "new",
         "encoder", "encoder.plugin", "encoder.source", "preprocessor", "preprocessor.plugin",
         "preprocessor.sequence_length", "head.plugin", "head.new", "training", "training.new",
         "training.epochs", "training.batch_size", "training.learning_rate", "training.warmup",
