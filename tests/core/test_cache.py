@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from hypothesis import strategies as st
 import bertkit
 from bertkit import experiment, finished
 from bertkit.config import load_config
-from bertkit.data.cache import TokenCache, _hash, check_folder
-from bertkit.data.examples import Examples
+from bertkit.data.cache import TokenCache, _hash, _read, _write, check_folder
+from bertkit.data.examples import Examples, FlatRows
 from bertkit.errors import ConfigError
 from bertkit.preprocessor import Encoded, Preprocessor, pack
 from bertkit.registry import preprocessors
@@ -343,6 +344,19 @@ def test_a_full_disk(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert snapshot(tmp_path) == {}  # nothing half written stays
+
+
+def test_one_file_written_by_many_at_once(tmp_path: Path) -> None:
+    rows, path = FlatRows(*(np.arange(50_000) for _ in range(4))), tmp_path / "a.tokens"
+
+    def write_and_read(_: int) -> FlatRows | None:
+        _write(path, b"key", rows)
+        return _read(path, b"key")
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(write_and_read, range(100)):
+            assert found and all(map(np.array_equal, found, rows))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 PROCESS = """
