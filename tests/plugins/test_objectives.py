@@ -235,6 +235,63 @@ def test_smart_s_teacher_follows_and_is_not_saved(tmp_path: Path) -> None:
     assert sizes[0] < 1.05 * sizes[1]
 
 
+def test_smart_draws_its_noise_anew_in_each_step() -> None:
+    model = bag_model(create("smart"))
+    seeds = model.objective.seed_generator.state
+    found = []
+    for _ in range(3):
+        taken(model)
+        found.append(seeds.numpy().tolist())
+    assert [state[1] for state in found] == [1, 2, 3]
+
+
+def test_a_chain_hands_on_the_state_of_its_members() -> None:
+    chain = create("chain", objectives=[{"plugin": "smart"}, {"plugin": "r_drop"}])
+    bag_model(chain)
+    assert len(chain.state) == 3 and chain.state == chain.objectives[0].state
+
+
+def test_smart_s_teacher_lives_as_long_as_an_optimizer() -> None:
+    model = bag_model(create("smart"))
+    first = model.objective.state[0]
+    model.train_on_batch(INPUTS, TARGETS)
+    assert model.objective.state[0] is first
+    model.encoder.table.assign(np.asarray(model.encoder.table) + 1)
+    model.compile(keras.optimizers.SGD(0.0), model.head.make_loss(), metrics=[])
+    model.train_on_batch(INPUTS, TARGETS)
+    np.testing.assert_array_equal(model.objective.state[0], model.encoder.table)
+
+
+@pytest.mark.parametrize("name", ["fgm", "free_lb", "pgd", "smart"])
+def test_an_overflow_of_the_scaled_loss_is_no_divergence(name: str) -> None:
+    """The optimizer leaves such a step out; the loss that is shown is finite all the same."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = tiny_model("binary", objective=create(name))
+    finally:
+        keras.config.set_dtype_policy(policy)
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.0), initial_scale=2.0**40
+    )
+    model.compile(optimizer, metrics=[], run_eagerly=True)
+    for _ in range(2):
+        loss = model.train_on_batch(tensors(), LABELS["binary"])
+        assert np.isfinite(loss).all()
+    assert float(optimizer.dynamic_scale) < 2.0**40
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_smart_s_noise_is_not_lost_to_rounding(policy: str) -> None:
+    model = bag_model(create("smart"))
+    model.encoder.dtype_policy = keras.DTypePolicy(policy)
+    clean = model.encoder.embed_tokens(INPUTS["token_ids"])
+    step = Step(model, INPUTS, tf.constant(TARGETS), None, tf.GradientTape())
+    move = np.asarray(model.objective._initial_move(clean, step))[MASK > 0]
+    deviation = {"mixed_float16": 2.0**-13, "mixed_bfloat16": 2.0**-10}[policy]
+    assert np.std(move) == pytest.approx(deviation, rel=0.5)
+
+
 def contrast_by_loops(units: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     rows = []
     for i in range(len(labels)):
@@ -328,6 +385,7 @@ def test_a_misspelt_objective_in_a_chain_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("fgm", {"epsilon": "big"}, "epsilon is 'big'. Give a finite number above 0"),
         ("fgm", {"epsilon": 0}, "epsilon is 0. Give a finite number above 0"),
         ("pgd", {"steps": 0}, "steps is 0. Give a whole number above 0"),
         ("free_lb", {"initial": -1}, "initial is -1. Give a finite number, 0 or more"),

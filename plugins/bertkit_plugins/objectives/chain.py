@@ -47,6 +47,10 @@ class Chain(Objective):
         for one in self.objectives:
             one.after_update(model)
 
+    @property
+    def state(self) -> list[Any]:
+        return [variable for one in self.objectives for variable in one.state]
+
     def get_config(self) -> dict[str, Any]:
         made = [registry.described(one) for one in self.objectives]
         return {**super().get_config(), "objectives": made}

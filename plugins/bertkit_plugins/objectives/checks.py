@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from bertkit.errors import InputError
+from typing import Any
+
+from bertkit.errors import InputError, shown
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def zero_or_more(name: str, value: float) -> float:
@@ -11,8 +17,8 @@ def zero_or_more(name: str, value: float) -> float:
     Raises:
         InputError: it is none.
     """
-    if not 0 <= value < float("inf"):
-        raise InputError(f"{name} is {value}. Give a finite number, 0 or more.")
+    if not (_is_number(value) and 0 <= value < float("inf")):
+        raise InputError(f"{name} is {shown(value)}. Give a finite number, 0 or more.")
     return float(value)
 
 
@@ -22,8 +28,8 @@ def above_zero(name: str, value: float) -> float:
     Raises:
         InputError: it is none.
     """
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name} is {value}. Give a finite number above 0.")
+    if not (_is_number(value) and 0 < value < float("inf")):
+        raise InputError(f"{name} is {shown(value)}. Give a finite number above 0.")
     return float(value)
 
 
@@ -33,6 +39,6 @@ def share(name: str, value: float) -> float:
     Raises:
         InputError: it is none.
     """
-    if not 0 <= value <= 1:
-        raise InputError(f"{name} is {value}. It is a share: give a number from 0 to 1.")
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise InputError(f"{name} is {shown(value)}. It is a share: give a number from 0 to 1.")
     return float(value)

@@ -23,7 +23,7 @@ class FreeLB(Objective):
     Args:
         steps: losses that are averaged.
         step_size: the 2-norm of a step, over all tokens of a row.
-        initial: the 2-norm, about, of the random move at the beginning.
+        initial: the 2-norm of the random move at the beginning at most; it is about 0.6 of it.
         epsilon: the 2-norm of the whole move at most; without a limit if `None`.
     """
 

@@ -22,14 +22,17 @@ def ascent(
     Returns:
         The value, the logits, and the gradient by the embeddings, float32 (B, T, E), zero at
         padding, through which nothing is differentiated. In mixed_float16 it is scaled, as the
-        loss is.
+        loss is; of a row where it is not finite, which the scale may lead to, it is zero.
     """
     with tf.GradientTape() as tape:
         tape.watch(at)
         value, logits = value_at(at)
         scaled = step.model.optimizer.scale_loss(value)
-    gradient = tf.stop_gradient(tf.cast(tape.gradient(scaled, at), tf.float32))
-    return value, logits, masked(gradient, step)
+    with step.tape.stop_recording():  # second derivatives are not wanted, and cost a pass
+        gradient = masked(tf.cast(tape.gradient(scaled, at), tf.float32), step)
+        finite = tf.reduce_all(tf.math.is_finite(gradient), axis=(1, 2), keepdims=True)
+        gradient = tf.where(finite, gradient, 0.0)
+    return value, logits, tf.stop_gradient(gradient)
 
 
 def masked(values: tf.Tensor, step: Step) -> tf.Tensor:

@@ -15,6 +15,9 @@ from bertkit.objective import Objective, Step
 from bertkit_plugins.objectives.checks import above_zero, zero_or_more
 from bertkit_plugins.objectives.perturbing import ascent, largest, masked
 
+# An eighth of the relative rounding: embeddings are small against 1.
+_ROUNDING = {"float16": 2.0**-13, "bfloat16": 2.0**-10}
+
 
 class SMART(Objective):
     """The loss, and how far predictions move with the embeddings, and with the last updates.
@@ -30,7 +33,8 @@ class SMART(Objective):
         proximity: the weight of the second; 0 keeps no teacher, which has the model's size.
         steps: steps of the ascent.
         step_size: the largest change of a number in a step.
-        noise: the standard deviation of the move at the beginning.
+        noise: the standard deviation of the move at the beginning; in mixed precision at least
+            what 16 bits can tell apart, 1e-4 in float16 and 1e-3 in bfloat16.
         epsilon: the largest change of a number in all; without a limit if `None`, as in the
             authors' program (the paper has 1e-5, which rounding hides).
         momentum: how much of the teacher stays in an update of it (the paper has 0.99 in the
@@ -57,19 +61,22 @@ class SMART(Objective):
         self.step_size = above_zero("step_size", step_size)
         self.noise = above_zero("noise", noise)
         self.epsilon = None if epsilon is None else above_zero("epsilon", epsilon)
-        if not 0 <= momentum < 1:
+        self.momentum = zero_or_more("momentum", momentum)
+        if momentum >= 1:
             raise InputError(f"momentum is {momentum}. Give a number from 0 to below 1.")
-        self.momentum = momentum
         self.seed_generator = keras.random.SeedGenerator()
         self._teacher: MovingAverage | None = None
 
     def begin(self, model: BertClassifier) -> None:
         super().begin(model)
-        if self.proximity and self._teacher is None:
+        # As the moments of Adam, it goes on from fit to fit, until the model is compiled anew.
+        if self.proximity and not (self._teacher and self._teacher.optimizer is model.optimizer):
             self._teacher = MovingAverage(model)
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:
-        clean, dropout = step.embeddings(), step.random_state()
+        clean = step.embeddings()  # (B, T, E)
+        move = self._initial_move(clean, step)  # its seed is of the random state too
+        dropout = step.random_state()
         loss, logits = step.loss(token_embeddings=clean)
         fixed = tf.stop_gradient(logits)
 
@@ -78,8 +85,6 @@ class SMART(Objective):
             moved = step.logits(token_embeddings=x)
             return step.mean(self._apart(step, moved, fixed)), moved
 
-        normal = tf.random.stateless_normal(tf.shape(clean), self.seed_generator.next())
-        move = masked(normal * self.noise, step)
         for _ in range(self.steps):
             _, _, gradient = ascent(step, apart, clean + move)
             move += self.step_size * tf.math.divide_no_nan(gradient, largest(gradient))
@@ -93,6 +98,11 @@ class SMART(Objective):
                 taught = self._teacher.logits(step.inputs)
             loss += self.proximity * step.mean(self._apart(step, logits, taught))
         return loss, logits
+
+    def _initial_move(self, clean: tf.Tensor, step: Step) -> tf.Tensor:
+        normal = tf.random.stateless_normal(tf.shape(clean), self.seed_generator.next())
+        lost = _ROUNDING.get(step.model.encoder.compute_dtype, 0.0)
+        return masked(normal * max(self.noise, lost), step)
 
     def _apart(self, step: Step, one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
         head = step.model.head
@@ -120,6 +130,7 @@ class MovingAverage:
     def __init__(self, model: BertClassifier) -> None:
         parts = (type(part).from_config(part.get_config()) for part in (model.encoder, model.head))
         self._copy = BertClassifier(*parts)
+        self.optimizer = model.optimizer
         for own, followed in self._pairs(model):
             own.assign(followed)
 
