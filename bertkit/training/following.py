@@ -223,7 +223,9 @@ class _Following(keras.callbacks.CallbackList):
             "callbacks": state.take_callbacks(self.callbacks, self._fresh, packer),
         }
         saved = Saved(packer.arrays, content)
-        self._checkpoint.folder.write(saved, instead=step_of(saved) == self._step_written)
+        # To roll back, there must be one of other weights.
+        again = self._checkpoint.rollbacks > 0 and step_of(saved) == self._step_written
+        self._checkpoint.folder.write(saved, instead=again)
         self._step_written, self._written = step_of(saved), time.monotonic()
         self._cost = self._written - began
 
