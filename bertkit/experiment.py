@@ -32,6 +32,7 @@ from bertkit.training import range_test
 from bertkit.training.checkpoint import Checkpoint
 from bertkit.training.loggers import check_allowed, check_loggers, logged, named_callbacks
 from bertkit.training.range_test import RangeTest
+from bertkit.training.rollback import ROLLBACKS
 from bertkit.unfinished import (
     check_same,
     check_unfinished,
@@ -115,7 +116,7 @@ def run(
         resume: whether an unfinished run of that name goes on; it ends with the same weights as
             if it had not been interrupted. Without one, training begins at its beginning, and of
             a finished run of the same config the result is returned.
-        on_note: told, in a sentence, what is resumed, or that nothing is.
+        on_note: told, in a sentence, what is resumed or rolled back, or that nothing is.
         allow_callbacks: whether the code that `training.callbacks` names may run.
 
     Raises:
@@ -129,7 +130,11 @@ def run(
     config = _valid(config)
     folder = Path(config.output_dir)
     checkpoint = Checkpoint(
-        checkpoints_of(folder), config.training.checkpoint_minutes, settings_of(config), on_note
+        checkpoints_of(folder),
+        config.training.checkpoint_minutes,
+        settings_of(config),
+        on_note,
+        ROLLBACKS if config.training.on_divergence == "roll_back" else 0,
     )
     anew = overwrite or checkpoint.folder.files()
     if resume and not anew and (found := _finished(config)):

@@ -173,7 +173,7 @@ def _enable_lora(model: BertClassifier, lora: LoraConfig) -> None:
 def callbacks_of(training: TrainingConfig, folder: Path) -> list[keras.callbacks.Callback]:
     """Return what takes part in `fit`; it comes before callbacks that read weights."""
     callbacks: list[keras.callbacks.Callback] = []
-    if training.on_divergence == "stop":
+    if training.on_divergence != "ignore":
         callbacks.append(StopOnDivergence(folder, training.max_gradient_norm))
     if training.unfreeze:
         callbacks.append(GradualUnfreezing(training.unfreeze))

@@ -120,8 +120,9 @@ class TrainingConfig:
         lora: low-rank additions that train in place of the encoder's layers.
         unfreeze: the epochs after which the top layer of the encoder trains as well as the head,
             and then the next one, down to the embeddings.
-        on_divergence: whether training stops at a batch whose loss or gradient is not finite, or
-            ends with a useless model.
+        on_divergence: whether training stops at a batch whose loss or gradient is not finite, goes
+            back to a checkpoint and on with half the learning rate, five times at most, or ends
+            with a useless model.
         max_gradient_norm: the norm of the gradient of all weights, before clipping, beyond which
             training counts as diverged.
         early_stopping: when training ends before its last epoch.
@@ -152,7 +153,7 @@ class TrainingConfig:
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     lora: LoraConfig | None = None
     unfreeze: Annotated[int, Field(ge=1)] | None = None
-    on_divergence: Literal["stop", "ignore"] = "stop"
+    on_divergence: Literal["stop", "roll_back", "ignore"] = "stop"
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
     early_stopping: EarlyStoppingConfig | None = None
     restore_best: Text | None = None

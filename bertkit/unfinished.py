@@ -16,9 +16,11 @@ from bertkit.errors import ArtifactError, ConfigError, DivergenceError
 from bertkit.registry import REGISTRIES
 from bertkit.training.checkpoint import place
 from bertkit.training.checkpoint_files import CheckpointFolder
+from bertkit.training.divergence import ABOUT, BATCH
 
 CHECKPOINTS = "checkpoint"
-_KEPT = (CHECKPOINTS, "logs", "head_history.csv")  # what a run that goes on does not write again
+# What a run that goes on does not write again.
+_KEPT = (CHECKPOINTS, "logs", "head_history.csv", BATCH, ABOUT)
 
 
 def unfinished_of(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,21 @@ class RawTextModel(keras.Model):
             feed.surfaced(),
             heeded_interrupts() as interrupts,
             self._batches_of(None if steps_per_epoch else training["x"]),
-            checkpointed(
+        ):
+            fit = functools.partial(
+                super().fit,
+                **training,
+                epochs=epochs,
+                verbose=verbose,
+                validation_data=validation_data,
+                validation_batch_size=validation_batch_size,
+                shuffle=shuffle and "y" in training,  # a dataset shuffles itself
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_freq=validation_freq,
+            )
+            return checkpointed(
+                lambda listed, first: fit(callbacks=listed, initial_epoch=first),
                 self,
                 _with(callbacks, counter, EncoderMoves(self), interrupts),
                 None if steps_per_epoch else training["x"],
@@ -141,20 +156,6 @@ class RawTextModel(keras.Model):
                 epochs=epochs,
                 initial_epoch=initial_epoch,
                 verbose=verbose,
-            ) as resumed,
-        ):
-            return super().fit(
-                **training,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=resumed.callbacks,
-                validation_data=validation_data,
-                validation_batch_size=validation_batch_size,
-                shuffle=shuffle and "y" in training,  # a dataset shuffles itself
-                initial_epoch=resumed.initial_epoch,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                validation_freq=validation_freq,
             )
 
     def evaluate(

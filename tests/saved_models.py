@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+import bertkit
 from tests.tiny import VOCABULARY
 
 HIDDEN, HEADS, WIDE, POSITIONS = 16, 2, 24, 32
@@ -248,5 +249,40 @@ def write_sentence_encoder(folder: Path, *, buckets: int = 50, seed: int = 0) ->
         )
 
     root.__call__ = call
+    tf.saved_model.save(root, str(folder))
+    return folder
+
+
+def write_classifier(
+    folder: Path, model: bertkit.BertClassifier, *, outputs: str = "logits", vocabulary: bool = True
+) -> Path:
+    """Write a model, head included, as a SavedModel from TF Hub's three inputs to its logits.
+
+    Args:
+        folder: made if need be.
+        model: its labels are known.
+        outputs: "logits" alone, a "pair" of them halved, with either sign, or "more" beside them.
+        vocabulary: whether `vocab_file` is there.
+    """
+    root = Exported()
+    root.variables = [variable.value for variable in model.variables]
+
+    def call(inputs: dict[str, tf.Tensor], training: bool = False) -> Any:
+        logits = model(dict(inputs), training=False)
+        given = {
+            "logits": logits,
+            "pair": tf.concat([-logits / 2, logits / 2], axis=1),
+            "more": {"logits": logits, "pooled_output": logits},
+        }
+        return given[outputs]
+
+    specs = {name: tf.TensorSpec((None, None), tf.int32, name=name) for name in _NAMES}
+    root.__call__ = tf.function(call, input_signature=[specs])
+    if vocabulary:
+        path = folder.parent / f"{folder.name}_vocabulary"
+        path.mkdir(parents=True)
+        model.encoder.vocabulary.save(str(path))
+        root.vocab_file = tf.saved_model.Asset(str(path / "vocab.txt"))
+        root.do_lower_case = tf.Variable(True, trainable=False)
     tf.saved_model.save(root, str(folder))
     return folder

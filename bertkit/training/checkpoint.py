@@ -26,6 +26,9 @@ class Checkpoint(keras.callbacks.Callback):
     at the end of an epoch if training would not take noticeably longer for it. They stay when `fit`
     is done: remove the folder to begin anew.
 
+    With `rollbacks`, a training that diverges, as `StopOnDivergence` tells, goes back to the last
+    good checkpoint, and on with half the learning rate; docs/gradients.md says how.
+
     Two things cannot be had back: the state of TensorFlow's own random operations (`tf.nn.dropout`,
     a graph of someone else's), so draw from a `keras.random.SeedGenerator`, and what a callback
     holds besides numbers, text, arrays, lists and dicts of these, such as open files.
@@ -36,6 +39,10 @@ class Checkpoint(keras.callbacks.Callback):
         identity: what a run that goes on must have in common with the one that was interrupted,
             by name, besides its rows, batches, epochs, optimizer and variables.
         on_note: told, in a sentence, that training goes on, or what is odd about a checkpoint.
+        rollbacks: how often at most training is rolled back; of bertkit's AdamW alone.
+
+    Raises:
+        InputError: `minutes` or `rollbacks` is no such number.
     """
 
     def __init__(
@@ -44,12 +51,15 @@ class Checkpoint(keras.callbacks.Callback):
         minutes: float = 5.0,
         identity: Mapping[str, Any] | None = None,
         on_note: Callable[[str], None] = warnings.warn,
+        rollbacks: int = 0,
     ) -> None:
         super().__init__()
         self.folder = CheckpointFolder(folder)
         if not isinstance(minutes, (int, float)) or not 0 <= minutes < float("inf"):
             raise InputError(f"minutes is {shown(minutes)}. Give a finite number, 0 or more.")
-        self.minutes = minutes
+        if not isinstance(rollbacks, int) or rollbacks < 0:
+            raise InputError(f"rollbacks is {shown(rollbacks)}. Give a whole number, 0 or more.")
+        self.minutes, self.rollbacks = minutes, rollbacks
         self.identity = dict(identity or {})
         self.on_note = on_note
         self.attached = False

@@ -103,21 +103,29 @@ class CheckpointFolder:
         Raises:
             ArtifactError: there are some, and all are damaged.
         """
-        files = self.files()
-        for path in files:
-            saved = _read(path)
-            if saved is not None:
-                return saved
-            on_damage(f"The checkpoint {path} is damaged: the one before it is taken, if any.")
-        if files:
+        newest = next(self.sound(on_damage), None)
+        if newest is None and self.files():
             raise ArtifactError(
                 f"No checkpoint in {self.path} is sound, so there is nothing to go on from. Begin "
                 "anew, with --overwrite or in another folder, and check the disk."
             )
-        return None
+        return newest
 
-    def write(self, saved: Saved) -> None:
+    def sound(self, on_damage: Callable[[str], None]) -> Iterator[Saved]:
+        """Yield the checkpoints that are sound, the newest first; `on_damage` as in `newest`."""
+        for path in self.files():
+            saved = _read(path)
+            if saved is not None:
+                yield saved
+            else:
+                on_damage(f"The checkpoint {path} is damaged: the one before it is taken, if any.")
+
+    def write(self, saved: Saved, instead: bool = False) -> None:
         """Write a checkpoint; the one before it stays, and those before that go.
+
+        Args:
+            saved: what is written.
+            instead: whether it stands in for the newest one, so that the one before that stays.
 
         Raises:
             ArtifactError: it cannot be written; the one before it is still there.
@@ -126,7 +134,7 @@ class CheckpointFolder:
         number = 1 + int(files[0].name.partition("-")[0]) if files else 1
         partial = self.path / "partial"
         try:
-            for path in files[1:]:
+            for path in files[:1] if instead and files[1:] else files[1:]:
                 path.unlink()
             with partial.open("wb") as file:
                 digest = _write(file, saved)

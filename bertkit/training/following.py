@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.data.batches import BatchSource, source_of
-from bertkit.errors import InputError
+from bertkit.errors import DivergenceError, InputError
 from bertkit.training import state
 from bertkit.training.checkpoint import Checkpoint, place
 from bertkit.training.checkpoint_files import Saved
+from bertkit.training.rollback import (
+    check_rollbacks,
+    lowered,
+    restorer,
+    rolled_back,
+    set_rollbacks,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from bertkit.workflow import RawTextModel
@@ -30,21 +36,8 @@ _PAUSE, _SLOW_DISK = 50, 1e8
 _PACKAGES = ("bertkit", "keras", "tensorflow", "numpy")
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What Keras's `fit` is to be called with.
-
-    Attributes:
-        callbacks: a list, or Keras's own kind of one.
-        initial_epoch: where it begins.
-    """
-
-    callbacks: Any
-    initial_epoch: int
-
-
-@contextlib.contextmanager
 def checkpointed(
+    fit: Callable[[Any, int], keras.callbacks.History],
     model: RawTextModel,
     callbacks: Any,
     data: Any,
@@ -53,10 +46,12 @@ def checkpointed(
     epochs: int,
     initial_epoch: int,
     verbose: Any,
-) -> Iterator[Fit]:
-    """Yield what `fit` is to be called with; without a `Checkpoint` that is what was given.
+) -> keras.callbacks.History:
+    """Return what a `fit` returns that follows a `Checkpoint`, if there is one.
 
     Args:
+        fit: takes callbacks, a list or Keras's own kind of one, and the epoch to begin with; called
+            again where training that has diverged is rolled back.
         model: built, compiled, its optimizer built.
         callbacks: all but Keras's own.
         data: the training data as Keras is given them.
@@ -66,22 +61,25 @@ def checkpointed(
         verbose: as in `fit`.
 
     Raises:
-        InputError: a `Checkpoint` is there, and the batches of the data are made elsewhere.
+        InputError: a `Checkpoint` is there, and the batches of the data are made elsewhere, or
+            training cannot be rolled back.
         ArtifactError: the newest checkpoint is of another run, or another process writes there.
+        DivergenceError: training diverged, and is not rolled back any more.
     """
     listed = (
         callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
     )
     checkpoint = next((one for one in listed if isinstance(one, Checkpoint)), None)
     if checkpoint is None:
-        yield Fit(callbacks, initial_epoch)
-        return
+        return fit(callbacks, initial_epoch)
     source = source_of(data)
     if source is None:
         raise InputError(
             "bertkit.Checkpoint needs to know the place of each row. Give texts as a list or an "
             "array, without steps_per_epoch, not tensors, a dataset or a generator."
         )
+    if checkpoint.rollbacks:
+        check_rollbacks(model.optimizer, listed)
     identity = {
         **checkpoint.identity,
         "the training rows": _fingerprint(source),
@@ -92,24 +90,30 @@ def checkpointed(
     }
     with checkpoint.folder.locked():
         saved = checkpoint.newest(identity)
-        if saved is not None:
+        if saved is not None or checkpoint.rollbacks:
             model._symbolic_build(data_batch=data.element_spec)  # metrics make variables late
-        following = _Following(
-            listed,
-            add_history=True,
-            add_progbar=verbose != 0,
-            model=model,
-            verbose=verbose,
-            epochs=epochs,
-            steps=int(data.cardinality()),
-        )
-        following.begin(checkpoint, source, identity, saved)
-        checkpoint.attached = True
-        try:
-            yield Fit(following, following.epoch if saved else initial_epoch)
-        finally:
-            checkpoint.attached = False
-            following.stop_skipping()
+        as_before = restorer(model, listed)
+        while True:
+            following = _Following(
+                listed,
+                add_history=True,
+                add_progbar=verbose != 0,
+                model=model,
+                verbose=verbose,
+                epochs=epochs,
+                steps=int(data.cardinality()),
+            )
+            following.begin(checkpoint, source, identity, saved, initial_epoch)
+            checkpoint.attached = True
+            try:
+                return fit(following, following.epoch)
+            except DivergenceError as error:
+                saved = rolled_back(checkpoint, following.step, following.rollbacks, error)
+                as_before()
+            finally:
+                checkpoint.attached = False
+                following.stop_skipping()
+                set_rollbacks(model, 0)
 
 
 class _Following(keras.callbacks.CallbackList):
@@ -125,18 +129,21 @@ class _Following(keras.callbacks.CallbackList):
         source: BatchSource,
         identity: Mapping[str, Any],
         saved: Saved | None,
+        initial_epoch: int,
     ) -> None:
         """Take a place from a checkpoint, or the first one."""
         self._checkpoint, self._source, self._identity = checkpoint, source, identity
         self._saved = saved
-        self._restored = False
         self._train_function: Any = None
-        self.epoch = self._skipped = 0
+        self.epoch, self._skipped, self.rollbacks = initial_epoch, 0, 0
+        self.step = self._step_written = -1  # counted from 0 over all epochs
         if saved is not None:
             self.epoch, self._skipped = saved.state["epoch"], saved.state["batch"]
+            self.rollbacks, self._step_written = saved.state.get("rollbacks", 0), step_of(saved)
             source.seed, source.first = saved.state["seed"], (self.epoch, self._skipped)
             if saved.state["stopped"]:
                 self.epoch = saved.state["epochs"]
+        set_rollbacks(self.model, self.rollbacks)
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
@@ -146,6 +153,8 @@ class _Following(keras.callbacks.CallbackList):
         if self._saved is not None:
             self._restore(self._saved)
             self._tell(self._saved)
+        elif self._checkpoint.rollbacks:
+            self._write(self.epoch, 0)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
@@ -157,6 +166,7 @@ class _Following(keras.callbacks.CallbackList):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch >= self._skipped:
+            self.step = self.epoch * self.params["steps"] + batch
             super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -204,6 +214,7 @@ class _Following(keras.callbacks.CallbackList):
             "epochs": self.params["epochs"],
             "batches": self.params["steps"],
             "stopped": bool(self.model.stop_training),
+            "rollbacks": self.rollbacks,
             "seed": self._source.seed,
             "identity": self._identity,
             "versions": _versions(),
@@ -211,8 +222,11 @@ class _Following(keras.callbacks.CallbackList):
             "random": state.take_random(packer),
             "callbacks": state.take_callbacks(self.callbacks, self._fresh, packer),
         }
-        self._checkpoint.folder.write(Saved(packer.arrays, content))
-        self._written = time.monotonic()
+        saved = Saved(packer.arrays, content)
+        # To roll back, there must be one of other weights.
+        again = self._checkpoint.rollbacks > 0 and step_of(saved) == self._step_written
+        self._checkpoint.folder.write(saved, instead=again)
+        self._step_written, self._written = step_of(saved), time.monotonic()
         self._cost = self._written - began
 
     def _restore(self, saved: Saved) -> None:
@@ -221,7 +235,9 @@ class _Following(keras.callbacks.CallbackList):
         state.give_random(saved.state["random"], saved.arrays)
 
     def _tell(self, saved: Saved) -> None:
-        self._checkpoint.on_note(f"Going on from a checkpoint: {place(saved)}.")
+        self._checkpoint.on_note(
+            f"Going on from a checkpoint: {place(saved)}{lowered(self.rollbacks)}."
+        )
         others = [
             f"{name} {then}" for name, then in saved.state["versions"].items()
             if _versions()[name] != then

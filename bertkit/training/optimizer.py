@@ -35,6 +35,10 @@ class AdamW(keras.optimizers.AdamW):
             of an encoder.
         **options: what `keras.optimizers.AdamW` takes; `amsgrad` is not supported. With `use_ema`
             an average begins as the variable, and stays its equal while that does not move.
+
+    Attributes:
+        learning_rate_factor: what the learning rate of every update is multiplied with, 1 unless
+            training was rolled back. A step has the one that it was traced with.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class AdamW(keras.optimizers.AdamW):
     ) -> None:
         super().__init__(learning_rate, **options)
         self.parameter_groups = tuple(parameter_groups)
+        self.learning_rate_factor = 1.0
         self._groups: list[ParameterGroup | None] = []  # of each variable
         self._begun: dict[int, int] = {}  # variables that joined later, and after which step
         self._powers: dict[int, list[Any]] = {}  # of the betas since a step, during an update
@@ -72,7 +77,8 @@ class AdamW(keras.optimizers.AdamW):
         """Update all variables, with what they share computed once."""
         self._powers = {begun: self._beta_powers(begun) for begun in {0, *self._begun.values()}}
         try:
-            super()._backend_update_step(gradients, variables, learning_rate)
+            lowered = learning_rate * self.learning_rate_factor
+            super()._backend_update_step(gradients, variables, lowered)
         finally:
             self._powers = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from bertkit.errors import ArtifactError
@@ -93,8 +94,11 @@ def give_variables(model: Any, packed: Any, arrays: Any) -> None:
         ArtifactError: the model has others; nothing is set then.
     """
     values = unpack(packed, arrays)
-    if len(values) == len(variables_of(model)) + 1:
+    more = len(variables_of(model)) - len(values)
+    if more == -1:
         global_seed_generator()  # makes the one that was drawn from
+    elif more == 1:
+        set_global_attribute(GLOBAL_SEED_GENERATOR, None)  # not drawn from yet then
     variables = variables_of(model)
     then, now = Counter(kind for kind, _ in values), Counter(map(_kind, variables))
     if [kind for kind, _ in values] != [_kind(variable) for variable in variables]:
@@ -152,6 +156,20 @@ def forms_of(callback: keras.callbacks.Callback) -> dict[str, Any]:
         except _NotPlainError:
             forms[name] = None
     return forms
+
+
+def take_plain(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """Return copies of what a callback holds, but for what cannot be packed."""
+    forms = forms_of(callback)
+    return {name: copy.deepcopy(vars(callback)[name]) for name in forms if forms[name] is not None}
+
+
+def give_plain(callback: keras.callbacks.Callback, values: Mapping[str, Any]) -> None:
+    """Let a callback hold again what `take_plain` returned, and nothing else that it would."""
+    for name in take_plain(callback).keys() - values.keys():
+        delattr(callback, name)
+    for name, value in values.items():
+        setattr(callback, name, copy.deepcopy(value))
 
 
 def take_callbacks(

@@ -25,6 +25,7 @@ from tests.bag import (
     bag_model,
     gradients_by_differences,
 )
+from tests.saved_models import write_classifier, write_encoder, write_sentence_encoder
 from tests.tiny_models import LABELS, TEXTS, tensors, tiny_encoder, tiny_model
 
 OBJECTIVES = ["fgm", "free_lb", "mixup", "pgd", "r_drop", "smart", "supervised_contrastive"]
@@ -476,6 +477,69 @@ def test_distillation_of_two_labels_into_one_logit(tmp_path: Path) -> None:
     p, q = (softmax(np.float64(np.concatenate([zeros, x], axis=1))) for x in (taught, logits))
     assert loss == pytest.approx(divergence(p, q).mean(), rel=1e-4)
     assert loss > 0.01
+
+
+def test_distillation_from_a_saved_model(teacher: bertkit.BertClassifier, tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "theirs", teacher)
+    loss, logits = distilled(folder, alpha=0.3, temperature=3.0)
+    taught = teacher.predict(tensors(), verbose=0)
+    expected = hinton(logits, taught, LABELS["multiclass"], 0.3, 3.0)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    # In the steps of `fit`, in parts too.
+    model = tiny_model("multiclass", objective=create("distillation", teacher=str(folder)))
+    history = model.fit(TEXTS, LABELS["multiclass"], micro_batch_size=4, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+def test_distillation_from_a_saved_model_of_two_labels(tmp_path: Path) -> None:
+    model = tiny_model("binary", seed=5)
+    model.head.kernel.assign(10 * np.random.default_rng(0).normal(size=model.head.kernel.shape))
+    losses = [
+        distilled(write_classifier(tmp_path / outputs, model, outputs=outputs), "binary")[0]
+        for outputs in ("logits", "pair")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    bertkit.export(model, tmp_path / "theirs", "huggingface")
+    assert losses[0] == pytest.approx(distilled(tmp_path / "theirs", "binary")[0], rel=1e-5)
+
+
+def test_distillation_from_strings(tmp_path: Path) -> None:
+    """From a teacher that takes strings into a student that does; each gives 16 numbers a row."""
+    source = write_sentence_encoder(tmp_path / "theirs", seed=1)
+    encoder = bertkit.encoders.create("tfhub", source=str(write_sentence_encoder(tmp_path / "own")))
+    head = bertkit.heads.create("multiclass", labels=list(range(16)), dropout=0.0)
+    objective = create("distillation", teacher=str(source), alpha=0.3, temperature=3.0)
+    model = bertkit.BertClassifier(encoder, head, "text_bytes", objective)
+    model.compile(keras.optimizers.SGD(0.0), metrics=[])
+    loss = float(model.train_on_batch(TEXTS, list(range(11))))
+    taught = tf.saved_model.load(str(source))(tf.constant(TEXTS)).numpy()
+    logits = model.predict(TEXTS, verbose=0)
+    assert loss == pytest.approx(hinton(logits, taught, list(range(11)), 0.3, 3.0), rel=1e-4)
+
+
+def test_saved_models_that_cannot_teach(teacher: bertkit.BertClassifier, tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    with pytest.raises(InputError, match=r"There is no teacher in .*, and no classifier: it must"):
+        distilled(encoder)
+    more = write_classifier(tmp_path / "more", teacher, outputs="more")
+    with pytest.raises(InputError, match=r"no classifier: .* alone\. It has: a call of .* Export"):
+        distilled(more)
+    texts = write_sentence_encoder(tmp_path / "texts")
+    with pytest.raises(InputError, match=r"takes strings, and the batches .* hold token ids\. Exp"):
+        distilled(texts)
+    nameless = write_classifier(tmp_path / "nameless", teacher, vocabulary=False)
+    with pytest.raises(InputError, match=r"does not tell its vocabulary.* Export it with vocab_f"):
+        distilled(nameless)
+    folder = write_classifier(tmp_path / "theirs", teacher)
+    with pytest.raises(InputError, match=r"gives 3 logits a row, and 1 are wanted\. .*\['neg', 'p"):
+        distilled(folder, "binary")
+    (folder / "saved_model.pb").write_bytes(b"no graph")
+    with pytest.raises(InputError, match=r"There is no teacher in .*saved_model\.pb is cut short"):
+        distilled(folder)
+    other = tiny_model("multiclass")
+    other.encoder.vocabulary = bertkit.Vocabulary(other.encoder.vocabulary.tokens[:-1])
+    with pytest.raises(InputError, match="has another vocabulary than the encoder"):
+        distilled(write_classifier(tmp_path / "other", other))
 
 
 def test_teachers_that_cannot_teach(teacher: bertkit.BertClassifier, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from bertkit.encoder import INPUT_NAMES
 from bertkit_plugins.encoders.saved_model_files import packed, unpack
 from bertkit_plugins.encoders.saved_model_interface import (
+    Interface,
     concrete_functions,
     find_interface,
     named_outputs,
@@ -30,16 +31,23 @@ class Graph:
         loaded: what `tf.saved_model.load` returned.
         files: the files it needs, by path, each compressed (LZMA) and in base 64; ready for JSON.
         source: where it comes from, for messages.
+        interface: how it is called; that of a text encoder if `None`.
 
     Raises:
         EncoderError: it has no text-encoder interface.
     """
 
-    def __init__(self, loaded: Any, files: Mapping[str, str], source: str) -> None:
+    def __init__(
+        self,
+        loaded: Any,
+        files: Mapping[str, str],
+        source: str,
+        interface: Interface | None = None,
+    ) -> None:
         self.loaded = loaded
         self.files = dict(files)
         self.source = source
-        self.interface = find_interface(loaded, source)
+        self.interface = interface or find_interface(loaded, source)
         self.variables = _variables(loaded, self._functions())
 
     @classmethod
@@ -125,23 +133,8 @@ class Graph:
             "pooled" (B, H), "sequence" (B, T, H) and "layers", a list of (B, T, H), as far as
             the graph gives them.
         """
-        interface, time = self.interface, tf.shape(inputs["token_ids"])[1]
-        fed = {}
-        for ours, (theirs, spec) in interface.inputs.items():
-            value = tf.cast(inputs[ours], spec.dtype)
-            if self.length is not None:
-                value = tf.pad(value, ((0, 0), (0, self.length - time)))
-            fed[theirs] = value
-        if interface.signature is not None:
-            outputs = self.loaded.signatures[interface.signature](**fed)
-        else:
-            argument = list(fed.values()) if interface.positional else fed
-            if interface.texts:
-                argument = _texts(inputs["token_ids"], inputs["padding_mask"])
-            options = {"training": bool(training)} if interface.training else {}
-            outputs = self.loaded(argument, **options)
-        named = named_outputs(outputs)
-        shape = inputs["token_ids"].shape
+        time, shape = tf.shape(inputs["token_ids"])[1], inputs["token_ids"].shape
+        named = named_outputs(self.run(inputs, training))
 
         def cut(x: tf.Tensor) -> tf.Tensor:
             x = x if self.length is None else x[:, :time]
@@ -152,6 +145,23 @@ class Graph:
         if "layers" in named:
             named["layers"] = [cut(x) for x in named["layers"]]
         return named
+
+    def run(self, inputs: Mapping[str, tf.Tensor], training: bool) -> Any:
+        """Return what the graph itself does; arguments as of a call."""
+        interface, time = self.interface, tf.shape(inputs["token_ids"])[1]
+        fed = {}
+        for ours, (theirs, spec) in interface.inputs.items():
+            value = tf.cast(inputs[ours], spec.dtype)
+            if self.length is not None:
+                value = tf.pad(value, ((0, 0), (0, self.length - time)))
+            fed[theirs] = value
+        if interface.signature is not None:
+            return self.loaded.signatures[interface.signature](**fed)
+        argument = list(fed.values()) if interface.positional else fed
+        if interface.texts:
+            argument = _texts(inputs["token_ids"], inputs["padding_mask"])
+        options = {"training": bool(training)} if interface.training else {}
+        return self.loaded(argument, **options)
 
     def captured(self) -> list[tf.Variable]:
         """Return the variables that a call reads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -55,29 +55,41 @@ def find_interface(loaded: Any, source: str) -> Interface:
     Raises:
         EncoderError: it is no text encoder.
     """
+    found = interfaces(loaded, named_outputs)
+    if not found:
+        raise EncoderError(
+            f"The SavedModel in {source} has no text-encoder interface: it must take "
+            "input_word_ids, input_mask and input_type_ids, (batch, tokens) each, or strings, and "
+            f"return pooled_output or sequence_output. It has: {described(loaded)}. Give the "
+            "encoder, not its preprocessor."
+        )
+    return found[0]
+
+
+def interfaces(loaded: Any, read: Callable[[Any], dict[str, Any]]) -> list[Interface]:
+    """Return the ways to call a SavedModel on text or token ids, the best first.
+
+    Args:
+        loaded: what `tf.saved_model.load` returned.
+        read: from what a call returns to the outputs that are wanted, by name; none if it returns
+            something else.
+    """
     found: list[Interface] = []
     traced: set[Any] = set()
     for function in concrete_functions(loaded):
         arguments, keywords = function.structured_input_signature
         first = arguments[0] if arguments else None
-        inputs, outputs = _named_inputs(first), named_outputs(function.structured_outputs)
+        inputs, outputs = _named_inputs(first), read(function.structured_outputs)
         if outputs and (inputs or _is_texts(first)):
             traced.update(x for x in (*arguments[1:], keywords.get("training")) if type(x) is bool)
             found.append(Interface(inputs, not isinstance(first, Mapping), None, False, outputs))
     found = [interface._replace(training=traced == {True, False}) for interface in found]
     for name, function in getattr(loaded, "signatures", {}).items():
         inputs = _named_inputs(function.structured_input_signature[1])
-        outputs = named_outputs(function.structured_outputs)
+        outputs = read(function.structured_outputs)
         if inputs and outputs:
             found.append(Interface(inputs, False, name, False, outputs))
-    if not found:
-        raise EncoderError(
-            f"The SavedModel in {source} has no text-encoder interface: it must take "
-            "input_word_ids, input_mask and input_type_ids, (batch, tokens) each, or strings, and "
-            f"return pooled_output or sequence_output. It has: {_described(loaded)}. Give the "
-            "encoder, not its preprocessor."
-        )
-    return found[0]
+    return found
 
 
 def _named_inputs(value: Any) -> dict[str, tuple[str, tf.TensorSpec]]:
@@ -127,7 +139,8 @@ def named_outputs(value: Any) -> dict[str, Any]:
     return named
 
 
-def _described(loaded: Any) -> str:
+def described(loaded: Any) -> str:
+    """Return how a SavedModel can be called, for messages."""
     called = [f.structured_input_signature for f in concrete_functions(loaded)]
     lines = [f"a call of {' '.join(str(signature).split())}" for signature in called]
     lines += [f"the signature {name!r}" for name in getattr(loaded, "signatures", {})]

@@ -72,12 +72,12 @@ def tfhub(
                 "dropout and attention_dropout out."
             )
         encoder = SavedModelEncoder(graph, pooling=pooling, trainable=trainable)
-    encoder.vocabulary = _read_vocabulary(graph.loaded)
+    encoder.vocabulary = read_vocabulary(graph.loaded)
     encoder.trainable = trainable
     return encoder
 
 
-def _read_vocabulary(loaded: Any) -> Vocabulary | None:
+def read_vocabulary(loaded: Any) -> Vocabulary | None:
     """Read the SavedModel's own vocabulary and casing."""
     asset = getattr(loaded, "vocab_file", None)
     if asset is None:

@@ -23,8 +23,9 @@ class Distillation(Objective):
     on the same token ids: it has the same vocabulary and labels.
 
     Args:
-        teacher: a finished run folder, or a Hugging Face folder of a fine-tuned BERT with one
-            dense layer as its head.
+        teacher: a finished run folder; a Hugging Face folder of a fine-tuned BERT with one dense
+            layer as its head; or a SavedModel from the inputs of TF Hub to logits, whose labels
+            are taken to be the head's, in the same order.
         alpha: the share of the teacher in the loss; the labels have the rest.
         temperature: what logits are divided by.
     """

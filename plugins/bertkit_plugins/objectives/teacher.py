@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,13 +15,17 @@ from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import BertkitError, InputError, shown
 from bertkit.head import Dense, Head
 from bertkit.registry import encoders
+from bertkit.tokenizer import Vocabulary
 from bertkit_plugins.encoders.huggingface_weights import open_weights
+from bertkit_plugins.encoders.saved_model_graph import BYTES
 from bertkit_plugins.encoders.sources import read_json
+from bertkit_plugins.objectives.saved_model_teacher import SavedModelTeacher, is_saved_model
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+Logits = Callable[[Mapping[str, Any]], tf.Tensor]  # from token ids, (B, T), to (B, outputs)
 
 
 class Teacher:
@@ -29,7 +34,8 @@ class Teacher:
     It is no Keras layer, so that Keras neither lists nor saves it with the student.
 
     Args:
-        source: a run folder, or a Hugging Face folder.
+        source: a run folder, a Hugging Face folder, or a SavedModel as the encoder `tfhub` takes
+            them.
         student: what it is to teach.
 
     Raises:
@@ -38,24 +44,73 @@ class Teacher:
     """
 
     def __init__(self, source: str, student: BertClassifier) -> None:
-        try:
-            found = _from_huggingface if Path(source, "config.json").is_file() else _from_run
-            self._encoder, dense = found(source)
-        except BertkitError as error:
-            raise InputError(f"There is no teacher in {source}: {error}") from error
-        wanted = _dense(student.head)
-        _check_tokens(source, self._encoder, student.encoder)
-        order = _order(source, dense, wanted)
-        kernel, bias = dense.kernel[:, order], dense.bias[order]
-        if student.head.num_outputs == 1 and len(order) == 2:  # one logit is the difference of two
-            kernel, bias = kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1]
-        self._kernel, self._bias = tf.constant(kernel), tf.constant(bias)
+        found = _of_saved_model if is_saved_model(source) else _of_dense
+        self._logits = found(source, student)
 
     def logits(self, inputs: Mapping[str, Any]) -> tf.Tensor:
         """Return logits without dropout, float32 (B, outputs)."""
-        ids = {name: inputs[name] for name in INPUT_NAMES}
-        pooled = self._encoder(ids, reads=("pooled",), training=False)["pooled"]  # (B, H)
-        return tf.matmul(tf.cast(pooled, tf.float32), self._kernel) + self._bias
+        return self._logits({name: inputs[name] for name in INPUT_NAMES})
+
+
+def _of_dense(source: str, student: BertClassifier) -> Logits:
+    """Return the logits of an encoder and a dense layer."""
+    with _named(source):
+        read = _from_huggingface if Path(source, "config.json").is_file() else _from_run
+        encoder, dense = read(source)
+    wanted = _dense(student.head)
+    _check_tokens(source, encoder.vocabulary, encoder.max_sequence_length, student.encoder)
+    order = _order(source, dense, wanted)
+    kernel, bias = dense.kernel[:, order], dense.bias[order]
+    if student.head.num_outputs == 1 and len(order) == 2:  # one logit is the difference of two
+        kernel, bias = kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1]
+    kernel, bias = tf.constant(kernel), tf.constant(bias)
+
+    def logits(ids: Mapping[str, Any]) -> tf.Tensor:
+        pooled = encoder(ids, reads=("pooled",), training=False)["pooled"]  # (B, H)
+        return tf.matmul(tf.cast(pooled, tf.float32), kernel) + bias
+
+    return logits
+
+
+def _of_saved_model(source: str, student: BertClassifier) -> Logits:
+    """Return the logits of a graph, which has no names for them: they are the head's, in order."""
+    with _named(source):
+        teacher = SavedModelTeacher(source)
+    wanted = _dense(student.head)
+    if teacher.texts:
+        if student.encoder.vocabulary is not None or student.encoder.vocabulary_size != BYTES:
+            raise InputError(
+                f"The teacher {source} takes strings, and the batches that it is to read hold "
+                "token ids. Export it from input_word_ids, input_mask and input_type_ids on, or "
+                "teach an encoder that takes strings too."
+            )
+    elif teacher.vocabulary is None:
+        raise InputError(
+            f"The teacher {source} does not tell its vocabulary, so it may have another than the "
+            "encoder that it is to teach. Export it with vocab_file and do_lower_case, as the "
+            "encoders of TF Hub have them."
+        )
+    else:
+        length = teacher.max_sequence_length or student.encoder.max_sequence_length
+        _check_tokens(source, teacher.vocabulary, length, student.encoder)
+    outputs = student.head.num_outputs
+    if teacher.outputs == outputs:
+        return teacher.logits
+    if (outputs, teacher.outputs, len(wanted.labels)) == (1, 2, 2):  # as above, their difference
+        return lambda ids: tf.reduce_sum(teacher.logits(ids) * [-1.0, 1.0], axis=1, keepdims=True)
+    raise InputError(
+        f"The teacher {source} gives {teacher.outputs} logits a row, and {outputs} are wanted. "
+        f"Take a teacher of the labels {shown(wanted.labels)}, in this order."
+    )
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Say which teacher it is that cannot be read."""
+    try:
+        yield
+    except BertkitError as error:
+        raise InputError(f"There is no teacher in {source}: {error}") from error
 
 
 def _from_run(source: str) -> tuple[Encoder, Dense]:
@@ -93,20 +148,16 @@ def _from_huggingface(source: str) -> tuple[Encoder, Dense]:
     return encoder, Dense(kernel.T, bias, labels, problem)
 
 
-def _check_tokens(source: str, theirs: Encoder, ours: Encoder) -> None:
-    if (
-        theirs.vocabulary is None
-        or ours.vocabulary is None
-        or (theirs.vocabulary.tokens != ours.vocabulary.tokens)
-    ):
+def _check_tokens(source: str, theirs: Vocabulary | None, length: int, ours: Encoder) -> None:
+    if theirs is None or ours.vocabulary is None or theirs.tokens != ours.vocabulary.tokens:
         raise InputError(
             f"The teacher {source} has another vocabulary than the encoder that it is to teach, "
             "whose token ids it reads. Take a teacher that was trained from a model with the same "
             "vocab.txt."
         )
-    if theirs.max_sequence_length < ours.max_sequence_length:
+    if length < ours.max_sequence_length:
         raise InputError(
-            f"The teacher {source} has positions for {theirs.max_sequence_length} tokens, and the "
+            f"The teacher {source} has positions for {length} tokens, and the "
             f"encoder for {ours.max_sequence_length}. Take a teacher with as many."
         )
 
