@@ -201,3 +201,13 @@ def test_class_weight_is_refused() -> None:
     model = model_of(made())
     with pytest.raises(InputError, match="class_weight has no meaning for several tasks"):
         model.fit(TEXTS, ROWS, class_weight={1: 2.0}, verbose=0)
+
+
+def test_a_task_without_rows_has_no_measures() -> None:
+    head = made()
+    known = head.known_tasks(head.encode_labels(ROWS))
+    np.testing.assert_array_equal(known, [[task in tasks for task in HEADS] for tasks in TASKS])
+    only = [{"stars": label} for label in LABELS["multiclass"]]
+    report = head.report(head.encode_labels(only), outputs_of(head))
+    assert {name.partition("_")[0] for name in report} == {"stars"}
+    assert bertkit.heads.get("multi_task").tasks_of({"heads": HEADS}) == tuple(HEADS)  # type: ignore[attr-defined]
