@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -48,6 +49,12 @@ class MultiTaskHead(Head):
                 f"heads is {shown(heads)}. Give two tasks or more, such as {{intent: {{plugin: "
                 "multiclass}, polite: {plugin: binary}}; a single one needs no multi_task."
             )
+        for name in heads:
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w .-]*", name) or name == "text":
+                raise InputError(
+                    f"A task is named {shown(name)}. Give it a name of letters, digits, spaces and "
+                    "_ - . that is not 'text', which stands beside the tasks in predictions."
+                )
         self.heads = {name: self._made(name, one) for name, one in heads.items()}
         self.weights_of_tasks = weights
         if isinstance(weights, Mapping):
