@@ -58,9 +58,10 @@ def _check_separator(label: Any, separator: Any, problems: Problems) -> None:
         wanted = f"expected a mapping from tasks to texts, as data.label is, such as {example}"
         problems.add(path, wanted, separator)
     else:
-        for task in separator.keys() - label.keys():
-            wanted = f"expected a task of data.label: {', '.join(label)}"
-            problems.add((*path, task), wanted + nearest(task, list(label)), separator[task])
+        wanted = f"expected a task of data.label: {', '.join(label)}"
+        for task, text in separator.items():
+            if task not in label:
+                problems.add((*path, task), wanted + nearest(task, list(label)), text)
 
 
 def check_tasks(data: DataConfig, head: PluginConfig, problems: Problems) -> None:

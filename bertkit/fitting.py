@@ -214,8 +214,9 @@ def _check_metrics(
                 f"training.{key} is {name}, and there are no rows for validation. Set "
                 "data.validation to files or to a fraction, such as 0.1, or take out the val_."
             )
-        tasks = rows.report.tasks.keys() - (validation.report.tasks if validation else ())
-        if task := next((task for task in tasks if name.startswith(f"val_{task}_")), None):
+        tasks = [task for task in rows.report.tasks if name.startswith(f"val_{task}_")]
+        task = max(tasks, key=len, default=None)  # "a_b_accuracy" is of "a_b", and not of "a"
+        if task is not None and validation and task not in validation.report.tasks:
             raise ConfigError(
                 f"training.{key} is {name}, and no row for validation has a label of the task "
                 f"{task!r}. Add such rows, or choose another metric."

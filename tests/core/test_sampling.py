@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import bertkit
 from bertkit.data.batches import batch_count, plan, source_of
 from bertkit.data.sampling import Sampling, Temperature, drawn, temperature_of
-from bertkit.errors import InputError
+from bertkit.errors import ArtifactError, InputError
 from tests.tiny_models import LABELS, TEXTS, tensors, tiny_encoder, tiny_model
 
 sizes_of_groups = st.lists(st.integers(1, 60), min_size=2, max_size=5)
@@ -167,6 +168,22 @@ def test_the_head_alone_draws_so_too() -> None:
         history = tasks_model().fit_head(TEXTS, ROWS, temperature=temperature, **options)
         losses.append(history.history["loss"])
     assert np.isfinite(losses).all() and losses[0] != losses[1]
+
+
+def test_a_checkpoint_is_of_a_temperature(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    def fit(temperature: Any) -> None:
+        checkpoint = bertkit.Checkpoint(tmp_path, minutes=0, on_note=notes.append)
+        tasks_model().fit(TEXTS, ROWS, temperature=temperature, callbacks=[checkpoint], verbose=0)
+
+    fit(2)
+    fit((2.0, 2.0))  # the same
+    assert notes == ["Going on from a checkpoint: all epochs done, 1 of 1."]
+    with pytest.raises(
+        ArtifactError, match=r"the temperature was \[2.0, 2.0\] and is \[3.0, 1.0\]"
+    ):
+        fit((3, 1))
 
 
 Call = Callable[[bertkit.BertClassifier], Any]
