@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bertkit.data.formats import FORMATS, READERS, Reader
 from bertkit.data.lines import Source, reason, row_error, show
@@ -202,7 +202,8 @@ def _row(source: Source, line: int, values: list[Any], columns: Columns) -> Row:
     label: Any = None
     if isinstance(columns.label, str):
         if not (columns.ignore_missing and _is_empty(values[count])):
-            label = _label(source, line, columns.label, values[count], columns.label_separator)
+            separator = cast("str | None", columns.label_separator)  # of one column, no mapping
+            label = _label(source, line, columns.label, values[count], separator)
     elif columns.label is not None:
         label = _labels_of_tasks(source, line, columns, values[count:])
     return Row(texts, label, str(source), line)
@@ -243,7 +244,7 @@ def _labels_of_tasks(
     return labels
 
 
-def _label(source: Source, line: int, column: str, value: Any, separator: Any) -> Any:
+def _label(source: Source, line: int, column: str, value: Any, separator: str | None) -> Any:
     if separator is not None and (value is None or isinstance(value, str)):
         value = [label.strip() for label in (value or "").split(separator) if label.strip()]
     if isinstance(value, list):

@@ -284,6 +284,17 @@ def test_a_metric_of_a_task_without_rows_for_validation(place: Path) -> None:
         experiment.run(config, verbose=0)
 
 
+def test_names_that_begin_alike_and_a_task_that_is_not_validated(place: Path) -> None:
+    mood = {"train": "moods.jsonl", "label": "mood"}
+    data = {"text": "text", "tasks": {"a": mood, "a_b": TASKS["topic"]}}
+    head = {"plugin": "multi_task", "heads": {"a": HEADS["mood"], "a_b": HEADS["topic"]}}
+    config = config_of(name="alike", data=data, head=head)
+    config["training"] = {"epochs": 1, "restore_best": "val_a_b_accuracy"}
+    metrics = experiment.run(config, verbose=0).metrics
+    for measured in metrics.values():
+        assert {"loss", "a_b_accuracy"} <= set(measured) and "a_accuracy" not in measured
+
+
 # The config
 
 
