@@ -96,17 +96,19 @@ def arguments_of(plugin: Callable[..., Any]) -> list[Argument]:
     ]
 
 
-def section_of(annotation: Any) -> tuple[type[Any], bool] | None:
-    """Return the dataclass whose fields are the keys of a value, and whether it is a list of such.
+def section_of(annotation: Any) -> tuple[type[Any], type[Any] | None] | None:
+    """Return the dataclass whose fields are the keys of a value, and what holds several of such.
 
-    `None` for a type without a dataclass; `list[Group] | None` gives `(Group, True)`.
+    `None` for a type without a dataclass; `list[Group] | None` gives `(Group, list)`, a mapping
+    `(Group, dict)`, and `Group | None` gives `(Group, None)`.
     """
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return annotation, False
+        return annotation, None
     for part in typing.get_args(annotation):
         found = section_of(part)
         if found:
-            return found[0], found[1] or typing.get_origin(annotation) is list
+            origin = typing.get_origin(annotation)
+            return found[0], origin if origin in (list, dict) else found[1]
     return None
 
 

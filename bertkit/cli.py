@@ -35,6 +35,10 @@ Precision = Annotated[
     Optional[Literal["float32", "mixed_float16", "mixed_bfloat16"]],  # noqa: UP045
     typer.Option(help="Compute in it, whatever the run was trained in."),
 ]
+Task = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Of a run whose tasks had files of their own: the one that these are of."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -144,6 +148,7 @@ def evaluate(
         typer.Option(help="Files or globs with the columns of the training data; without, the "
                      "rows that the run was evaluated on."),
     ] = None,
+    task: Task = None,
     precision: Precision = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -152,7 +157,7 @@ def evaluate(
 
     with quiet_start():
         from bertkit import finished
-    metrics = finished.evaluate_run(run, data or (), precision)
+    metrics = finished.evaluate_run(run, data or (), precision, task)
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -179,6 +184,7 @@ def predict(
         typer.Option(min=1, help="Rows predicted at once, and waited for; without, 64 at first "
                      "and 4,096 at last, sorted by length."),
     ] = None,
+    task: Task = None,
     precision: Precision = None,
 ) -> None:  # fmt: skip
     """Predict a JSON line for each row, as the rows come."""
@@ -188,7 +194,7 @@ def predict(
         from bertkit import finished
     if source == "-" and format is None:
         format = "text"
-    rows = finished.predict_rows(run, source, format, batch_size, precision)
+    rows = finished.predict_rows(run, source, format, batch_size, precision, task)
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bertkit.arguments import Argument, arguments_of, convert, describe, nearest, section_of
+from bertkit.data_keys import check_columns, check_keys, check_tasks, check_temperature
 from bertkit.errors import ConfigError, PluginError
 from bertkit.merging import (
     COMMAND_LINE,
@@ -29,7 +30,7 @@ from bertkit.merging import (
     read_overrides,
     resolve,
 )
-from bertkit.registry import REGISTRIES, Registry, preprocessors
+from bertkit.registry import REGISTRIES, Registry
 from bertkit.sections import DataConfig, Text, TrainingConfig
 
 _FolderName = Annotated[
@@ -185,6 +186,8 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
                 wanted = "expected none, since on_divergence is ignore"
                 problems.add((name, "max_gradient_norm"), wanted, given["max_gradient_norm"])
             _check_groups(given, (name, "parameter_groups"), problems)
+            if name == "data":
+                check_keys(given, problems)
             if not problems.known((name,)):
                 fields[name] = SECTIONS[name](**given)
         elif isinstance(section, dict):
@@ -193,7 +196,11 @@ def _fields(values: dict[Any, Any], problems: Problems) -> dict[str, Any]:
             example = f"{{plugin: {section}}}" if name in REGISTRIES else "{key: value}"
             problems.add((name,), f"expected a section, such as {name}: {example}", section)
     if "data" in fields and fields.get("preprocessor") is not None:
-        _check_columns(fields["data"].text, fields["preprocessor"], problems)
+        check_columns(fields["data"], fields["preprocessor"], problems)
+    if "data" in fields and fields.get("head") is not None:
+        check_tasks(fields["data"], fields["head"], problems)
+    if "data" in fields and "training" in fields:
+        check_temperature(fields["data"], fields["training"], problems)
     if "training" in fields and not fields["training"].epochs + fields["training"].head_epochs:
         wanted = "nothing would be trained, expected 1 or more, or head_epochs of 1 or more"
         problems.add(("training", "epochs"), wanted, 0)
@@ -263,14 +270,28 @@ def _converted(annotation: Any, value: Any, path: KeyPath, problems: Problems) -
     Raises:
         ValueError: it does not fit, and no key in it is to blame.
     """
-    schema, many = section_of(annotation) or (None, False)
-    if schema and not many and isinstance(value, dict):
+    schema, container = section_of(annotation) or (None, None)
+    if schema and container is None and isinstance(value, dict):
         given = _checked(value, arguments_of(schema), path, problems)
         return None if problems.known(path) else schema(**given)
-    if schema and many and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+    if (
+        schema
+        and container is list
+        and isinstance(value, list)
+        and all(isinstance(v, dict) for v in value)
+    ):
         items = enumerate(value)
         return [_converted(schema, item, (*path, index), problems) for index, item in items]
+    if schema and container is dict and _is_mapping_of_sections(value):
+        pairs = value.items()
+        return {key: _converted(schema, item, (*path, key), problems) for key, item in pairs}
     return convert(annotation, value)
+
+
+def _is_mapping_of_sections(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(item, dict) for key, item in value.items()
+    )
 
 
 def _check_groups(training: Mapping[str, Any], path: KeyPath, problems: Problems) -> None:
@@ -298,18 +319,3 @@ def _elsewhere(key: Any) -> str:
     for section, schema in SECTIONS.items():
         places |= {inner.name: f"{section}.{inner.name}" for inner in arguments_of(schema)}
     return f"; did you mean {places[key]!r}?" if key in places else ""
-
-
-def _check_columns(text: str | list[str], chosen: PluginConfig, problems: Problems) -> None:
-    columns = 1 if isinstance(text, str) else len(text)
-    plugin, name = preprocessors.get(chosen.plugin), chosen.plugin
-    wanted = chosen.arguments.get("text_columns", getattr(plugin, "text_columns", columns))
-    if isinstance(wanted, int) and wanted != columns:
-        free = any(argument.name == "text_columns" for argument in arguments_of(plugin))
-        other = f", or preprocessor.text_columns={columns}" if free else ""
-        problems.add(
-            ("data", "text"),
-            f"text names {columns} column{'s' * (columns > 1)}, but {name} wants {wanted}, "
-            f"expected {'a list of 2 columns' if wanted == 2 else 'one column'}{other}",
-            text,
-        )

@@ -26,7 +26,7 @@ from bertkit.data.report import DataReport
 from bertkit.errors import ArtifactError, ConfigError
 from bertkit.fitting import prepare, size_of, targets_of, train
 from bertkit.gradients import GradientReport
-from bertkit.reading import columns_of, read_data
+from bertkit.reading import read_data, sources_of
 from bertkit.registry import REGISTRIES
 from bertkit.training import range_test
 from bertkit.training.checkpoint import Checkpoint
@@ -152,7 +152,7 @@ def run(
     ):
         (stage / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         others = [*callbacks, *loggers]
-        train(model, splits, config.training, stage, verbose, checkpoint, others)
+        train(model, splits, config, stage, verbose, checkpoint, others)
         metrics = {
             name: evaluate(model, split) for name, split in splits.items() if name != "train"
         }
@@ -206,6 +206,7 @@ def find_learning_rate(config: ExperimentConfig | Mapping[str, Any], **sweep: An
     rows = read_data(config, model)["train"]
     prepare(model, rows, config.training)
     targets_of(model, rows)
+    temperature = config.data.temperature
     return range_test.find_learning_rate(
         model,
         rows.examples,
@@ -213,6 +214,7 @@ def find_learning_rate(config: ExperimentConfig | Mapping[str, Any], **sweep: An
         batch_size=config.training.batch_size,
         batch_tokens=config.training.batch_tokens,
         micro_batch_size=config.training.micro_batch_size,
+        temperature=temperature[0] if isinstance(temperature, tuple) else temperature,
         **sweep,
     )
 
@@ -255,9 +257,9 @@ def check_inputs(
     check_unfinished(Path(config.output_dir), overwrite, resume)
     if config.data.cache is not None:
         check_folder(config.data.cache)
-    for paths in (config.data.train, config.data.validation, config.data.test):
-        if paths is not None and not isinstance(paths, float):
-            next(read_rows(paths, columns_of(config)))
+    for source in sources_of(config).values():
+        for paths in source.files.values():
+            next(read_rows(paths, source.columns))
 
 
 def _valid(config: ExperimentConfig | Mapping[str, Any]) -> ExperimentConfig:

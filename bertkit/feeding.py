@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from bertkit.data.batches import Order, TokenBudget, make_dataset, prefetched
 from bertkit.data.examples import Examples
+from bertkit.data.sampling import Temperature, sampling_of, temperature_of
 from bertkit.encoder import INPUT_NAMES, Encoder
 from bertkit.errors import BertkitError, InputError, shown
 from bertkit.features import Features, is_features
@@ -75,6 +76,42 @@ def training_batch_size(batch_size: Any, batch_tokens: Any, x: Any) -> int | Tok
     return TokenBudget(whole_number("batch_tokens", batch_tokens))
 
 
+def training_temperature(
+    temperature: Any,
+    x: Any,
+    batch_size: int | TokenBudget,
+    shuffle: bool,
+    epochs: int,
+    steps_per_epoch: int | None,
+) -> Temperature | None:
+    """Return how `fit` is to draw the rows of tasks; `None` if each row comes once an epoch.
+
+    Raises:
+        InputError: it is no temperature, or does not go with what else `fit` is given.
+    """
+    made = temperature_of(temperature, epochs)
+    if made is None:
+        return None
+    if isinstance(x, STREAMS) or not is_text(x):
+        raise InputError(
+            "temperature needs raw text. The rows of a dataset or generator are drawn already, and "
+            "those of a dict of tensors by Keras."
+        )
+    if isinstance(batch_size, TokenBudget):
+        raise InputError(
+            "temperature does not go with batch_tokens: the number of batches would differ from "
+            "epoch to epoch. Give batch_size."
+        )
+    if not shuffle:
+        raise InputError("temperature draws rows at random. Leave shuffle=False out, or it.")
+    if steps_per_epoch and made.first != made.last:
+        raise InputError(
+            "Two temperatures are those of the first pass over the rows and of the last. Leave "
+            "steps_per_epoch out, or give one."
+        )
+    return made
+
+
 def unpacked(batch: Any) -> tuple[Any, Any, Any]:
     """Return a batch, or validation data, as (inputs, labels, sample weights).
 
@@ -121,6 +158,7 @@ class Feed:
         order: Order,
         epoch: Callable[[], int] = lambda: 0,
         labelled: bool = True,
+        temperature: Temperature | None = None,
     ) -> dict[str, Any]:
         """Return the data of a call as keyword arguments of Keras's `fit` or `evaluate`.
 
@@ -145,9 +183,13 @@ class Feed:
         examples = self.examples(x)
         columns = self.columns(len(examples), y, sample_weight) if labelled else ()
         seed = int(np.random.randint(2**31)) if order == "shuffled" else 0
+        sampling = None
+        if temperature is not None:
+            sampling = sampling_of(self.head.known_tasks(columns[0]), temperature)
         dataset = make_dataset(
-            examples, columns, batch_size, order, seed=seed, epoch=epoch, multiple=self.multiple
-        )
+            examples, columns, batch_size, order, seed=seed, epoch=epoch, multiple=self.multiple,
+            sampling=sampling,
+        )  # fmt: skip
         return {"x": dataset}
 
     def split(self, x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[Any, Any]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bertkit import artifact
 from bertkit.config import ExperimentConfig, load_config
-from bertkit.data.files import Row, read_rows
-from bertkit.data.loading import load_split, text_chunks
+from bertkit.data.files import Row, format_of, read_rows
+from bertkit.data.loading import joined, load_split, text_chunks
 from bertkit.errors import ArtifactError, DataError
 from bertkit.experiment import Metrics, evaluate
-from bertkit.reading import columns_of, read_data
+from bertkit.reading import read_data, source_of, sources_of, text_columns_of
 from bertkit.sections import Precision
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ _FIRST, _LARGEST = 64, 4096
 
 
 def evaluate_run(
-    path: str | Path, data: Sequence[str] = (), precision: Precision | None = None
+    path: str | Path,
+    data: Sequence[str] = (),
+    precision: Precision | None = None,
+    task: str | None = None,
 ) -> Metrics:
     """Return the measures of a finished run on other files, or on its own test rows again.
 
@@ -35,17 +38,21 @@ def evaluate_run(
         data: files with the columns of the training data; without any, the rows the run was
             evaluated on.
         precision: see `bertkit.load`.
+        task: which one the files are of, where tasks had files of their own in training.
 
     Raises:
         ArtifactError: there is no finished run.
-        DataError: a file or a row cannot be used.
+        DataError: a file or a row cannot be used, or `task` cannot be or must be named.
     """
     model = artifact.load(path, precision, compile=False)
     config = saved_config(path)
     if data:
-        preprocessor = cast("Preprocessor", model.preprocessor)
-        return {"data": evaluate(model, load_split(data, columns_of(config), preprocessor))}
-    if config.data.validation is None and config.data.test is None:
+        columns = source_of(config, task).columns
+        split = load_split(data, columns, cast("Preprocessor", model.preprocessor))
+        return {"data": evaluate(model, split if task is None else joined({task: split}))}
+    if task is not None:
+        raise DataError(f"The task {task!r} is named, and no files. Name some with --data.")
+    if not any(source.given.keys() - {"train"} for source in sources_of(config).values()):
         raise DataError("This run has neither validation nor test rows. Name some with --data.")
     splits = read_data(config, model, training=False)
     return {name: evaluate(model, split) for name, split in splits.items() if name != "train"}
@@ -57,6 +64,7 @@ def predict_rows(
     format: str | None = None,
     batch_size: int | None = None,
     precision: Precision | None = None,
+    task: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a prediction for each row, in their order: the texts, and what the head decodes.
 
@@ -71,17 +79,21 @@ def predict_rows(
             "jsonl" or "parquet"; the suffix tells if `None`.
         batch_size: rows predicted at once, and waited for; `None` for windows as above.
         precision: see `bertkit.load`.
+        task: whose columns of texts to read, where those of tasks differ, and whose predictions to
+            yield; those of all tasks, by their names, if `None`.
 
     Raises:
         ArtifactError: there is no finished run.
-        DataError: a file or a row cannot be used.
+        DataError: a file or a row cannot be used, or `task` cannot be or must be named.
     """
     model = artifact.load(path, precision, compile=False)
-    columns = columns_of(saved_config(path), labelled=False)
+    named = (format or format_of(source)) != "text"
+    columns = text_columns_of(saved_config(path), task, named)
     for window in _windows(read_rows(source, columns, format), batch_size):
         (texts,) = text_chunks(iter(window), len(columns.text), size=len(window))
         for row, prediction in zip(window, model.classify(texts, batch_size), strict=True):
-            yield {"text": row.texts[0] if len(row.texts) == 1 else list(row.texts), **prediction}
+            own = prediction if task is None else prediction[task]
+            yield {"text": row.texts[0] if len(row.texts) == 1 else list(row.texts), **own}
 
 
 def _windows(rows: Iterator[Row], batch_size: int | None) -> Iterator[list[Row]]:

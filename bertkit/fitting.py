@@ -12,6 +12,7 @@ import numpy as np
 
 from bertkit.bert import BertEncoder
 from bertkit.classifier import BertClassifier
+from bertkit.config import ExperimentConfig
 from bertkit.data.batches import TokenBudget, batch_count
 from bertkit.data.loading import Split
 from bertkit.errors import ConfigError, InputError
@@ -32,7 +33,7 @@ from bertkit.training.unfreezing import GradualUnfreezing
 def train(
     model: BertClassifier,
     splits: Mapping[str, Split],
-    training: TrainingConfig,
+    config: ExperimentConfig,
     folder: Path,
     verbose: int | str,
     checkpoint: Checkpoint,
@@ -48,9 +49,9 @@ def train(
         ConfigError: a metric is not there, or the loss of the last epoch is no number, so the
             model is of no use.
     """
-    rows, validation = splits["train"], splits.get("validation")
+    rows, validation, training = splits["train"], splits.get("validation"), config.training
     learn_labels(model, rows)
-    _check_metrics(model, training, validation is not None)
+    _check_metrics(model, training, rows, validation)
     for split in splits.values():
         targets_of(model, split)  # before hours of training, not after
     for name in ("train", "validation"):  # what is batched by the budget
@@ -62,6 +63,7 @@ def train(
         "batch_size": training.batch_size,
         "validation_data": validation and (validation.examples, validation.labels),
         "verbose": verbose,
+        "temperature": config.data.temperature,
     }
     if training.head_epochs and not checkpoint.folder.files():
         history = model.fit_head(
@@ -188,7 +190,9 @@ def callbacks_of(training: TrainingConfig, folder: Path) -> list[keras.callbacks
     return callbacks
 
 
-def _check_metrics(model: BertClassifier, training: TrainingConfig, validated: bool) -> None:
+def _check_metrics(
+    model: BertClassifier, training: TrainingConfig, rows: Split, validation: Split | None
+) -> None:
     """Refuse metrics that training will not have measured.
 
     Raises:
@@ -205,10 +209,17 @@ def _check_metrics(model: BertClassifier, training: TrainingConfig, validated: b
             sign_of(name, model.head.make_metrics())
         except InputError as error:
             raise ConfigError(f"training.{key}: {error}") from error
-        if name.startswith("val_") and not validated:
+        if name.startswith("val_") and validation is None:
             raise ConfigError(
                 f"training.{key} is {name}, and there are no rows for validation. Set "
                 "data.validation to files or to a fraction, such as 0.1, or take out the val_."
+            )
+        tasks = [task for task in rows.report.tasks if name.startswith(f"val_{task}_")]
+        task = max(tasks, key=len, default=None)  # "a_b_accuracy" is of "a_b", and not of "a"
+        if task is not None and validation and task not in validation.report.tasks:
+            raise ConfigError(
+                f"training.{key} is {name}, and no row for validation has a label of the task "
+                f"{task!r}. Add such rows, or choose another metric."
             )
 
 

@@ -182,6 +182,19 @@ class Head(keras.layers.Layer):
         ]
         return np.asarray(ids, dtype="float32" if self.ignore_missing else "int32")
 
+    @classmethod
+    def tasks_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the tasks of a head that is made with these arguments; none as it stands.
+
+        The label of a row is then a mapping from one or more of the tasks to labels, and what
+        `decode` gives for it a mapping from all of them.
+        """
+        return ()
+
+    def known_tasks(self, targets: np.ndarray) -> np.ndarray:
+        """Return of which tasks each row has a label, bool (N, tasks), from targets."""
+        return np.zeros((len(targets), 0), dtype=bool)
+
     def class_weights(self, targets: np.ndarray, class_weight: Mapping[Any, float]) -> np.ndarray:
         """Return sample weights, float32 (N,), from targets and a weight for each label.
 

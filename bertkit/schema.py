@@ -10,6 +10,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from bertkit.arguments import Argument, arguments_of, section_of, type_adapter
 from bertkit.config import SECTIONS, ExperimentConfig
+from bertkit.data_keys import OF_A_TASK, REQUIRED
 from bertkit.errors import PluginError
 from bertkit.registry import REGISTRIES, Registry
 
@@ -18,8 +19,8 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema, draft 2020-12, of a config whose interpolations are resolved.
 
     This imports every installed plugin. One that cannot be imported is left out, and named in
-    the `$comment` of its section. That a preprocessor fits the number of text columns is not in
-    the schema.
+    the `$comment` of its section. That a preprocessor fits the number of text columns, and a head
+    the tasks of the data, is not in the schema.
     """
     definitions: dict[str, Any] = {}
     schema = _mapping(arguments_of(ExperimentConfig), definitions)
@@ -27,6 +28,16 @@ def json_schema() -> dict[str, Any]:
         schema["properties"][name] = _mapping(arguments_of(section), definitions) | {
             "description": _summary(section)
         }
+    # Of `data`, either where all rows come from, or where those of each task do.
+    schema["properties"]["data"]["oneOf"] = [
+        _given(list(REQUIRED), ["tasks"])
+        | {
+            "if": {"properties": {"label": {"type": "object"}}},
+            "then": {"properties": {"label_separator": {"type": ["object", "null"]}}},
+            "else": {"properties": {"label_separator": {"type": ["string", "null"]}}},
+        },
+        _given(["tasks"], list(OF_A_TASK)),
+    ]
     # `training:` with nothing under it is null.
     training = schema["properties"]["training"]
     training["type"] = ["object", "null"]
@@ -41,6 +52,12 @@ def json_schema() -> dict[str, Any]:
         **schema,
         **({"$defs": definitions} if definitions else {}),
     }
+
+
+def _given(keys: list[str], none: list[str]) -> dict[str, Any]:
+    """Return the schema of a section that has some keys, and not others; null is as none."""
+    there = {key: {"not": {"type": "null"}} for key in keys}
+    return {"required": keys, "properties": there | {key: {"type": "null"} for key in none}}
 
 
 def _plugins(registry: Registry[Any], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,29 @@ Text = Annotated[str, Field(min_length=1), "text"]
 _Files = Text | Annotated[list[Text], Field(min_length=1), "a list of texts"]
 _Split = _Files | Annotated[float, Field(gt=0, lt=1)] | None
 _Columns = Text | Annotated[list[Text], Field(min_length=1, max_length=2), "a list of 1 or 2 texts"]
+_OfTasks = Annotated[dict[str, Text], Field(min_length=1), "a mapping from tasks to texts"]
+_Temperature = Annotated[float, Field(gt=0)]
+
+
+@dataclass
+class TaskDataConfig:
+    """Where the rows of one task come from.
+
+    Attributes:
+        train: one or more files of training rows.
+        label: the column of labels.
+        text: the column of texts, or two columns for pairs; that of `data` if there is none.
+        validation: files of validation rows, or the fraction of the training rows to hold out.
+        test: files of test rows, or the fraction of the training rows to hold out.
+        label_separator: what separates the labels of a cell that holds several.
+    """
+
+    train: _Files
+    label: Text
+    text: _Columns | None = None
+    validation: _Split = None
+    test: _Split = None
+    label_separator: Text | None = None
 
 
 @dataclass
@@ -22,20 +45,26 @@ class DataConfig:
 
     Attributes:
         train: one or more files of training rows.
-        label: the column of labels.
+        label: the column of labels; of several tasks, a mapping to it from each.
         text: the column of texts, or two columns for pairs.
         validation: files of validation rows, or the fraction of the training rows to hold out.
         test: files of test rows, or the fraction of the training rows to hold out.
-        label_separator: what separates the labels of a cell that holds several.
+        label_separator: what separates the labels of a cell that holds several; of several tasks,
+            a mapping to it from those that have such cells.
+        tasks: in place of all these, where the rows of each task come from; `text` may stay.
+        temperature: of how often the rows of tasks are drawn: by their number at 1, the higher the
+            more evenly; or those of the first epoch and the last.
         cache: the folder in which token ids are kept from run to run.
     """
 
-    train: _Files
-    label: Text
-    text: _Columns
+    train: _Files | None = None
+    label: Text | _OfTasks | None = None
+    text: _Columns | None = None
     validation: _Split = None
     test: _Split = None
-    label_separator: Text | None = None
+    label_separator: Text | _OfTasks | None = None
+    tasks: dict[str, TaskDataConfig] | None = None
+    temperature: _Temperature | tuple[_Temperature, _Temperature] = 1.0
     cache: Text | None = None
 
 

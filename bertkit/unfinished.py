@@ -34,9 +34,9 @@ def checkpoints_of(folder: Path) -> Path:
 
 
 def settings_of(config: ExperimentConfig) -> dict[str, Any]:
-    """Return what a run that goes on must not change, by key; of the data, their rows count."""
+    """Return what a run that goes on must not change, by key; of the data, rows count as well."""
     tree = dataclasses.asdict(config)
-    settings = {"seed": config.seed}
+    settings = {"seed": config.seed, "data.temperature": config.data.temperature}
     for kind in REGISTRIES:
         if tree[kind] is None:  # an objective is optional
             continue

@@ -24,6 +24,7 @@ from bertkit.feeding import (
     Feed,
     batch_size_of,
     training_batch_size,
+    training_temperature,
     unpacked,
     whole_number,
 )
@@ -77,6 +78,7 @@ class RawTextModel(keras.Model):
         validation_freq: Any = 1,
         batch_tokens: int | None = None,
         micro_batch_size: int | None = None,
+        temperature: float | tuple[float, float] | None = None,
     ) -> keras.callbacks.History:
         """Train, as `keras.Model.fit`, on raw text and raw labels too.
 
@@ -90,12 +92,18 @@ class RawTextModel(keras.Model):
         summed over its parts, for the update of the whole batch in the memory of a part (gradient
         accumulation).
 
+        `temperature` T lets a task of n rows have a share of an epoch proportional to n ** (1 / T),
+        of as many rows as there are; at 1, as without one, each row comes once. Two are those of
+        the first epoch and of the last. It is for a head of several tasks, and raw text; rows with
+        labels of several tasks count as a task of their own.
+
         Raises:
             InputError: texts, tensors, labels or weights that cannot be used; the message says
                 which row and what to do.
         """
         feed = self._feed(class_weight)
         size = training_batch_size(batch_size, batch_tokens, x)
+        drawn = training_temperature(temperature, x, size, shuffle, epochs, steps_per_epoch)
         if micro_batch_size is not None:
             micro_batch_size = whole_number("micro_batch_size", micro_batch_size)
             if self.jit_compile is True:
@@ -117,6 +125,7 @@ class RawTextModel(keras.Model):
                 order="shuffled" if shuffle else "given",
                 # With steps_per_epoch one pass over the data is no epoch: count the passes.
                 epoch=lambda: next(passes) if steps_per_epoch else counter.epoch,
+                temperature=drawn,
             )
             self._check_weights(training["x"])
             if validation_data is not None:

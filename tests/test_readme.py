@@ -64,7 +64,7 @@ def blocks(language: str) -> list[Block]:
 def test_the_blocks_are_found() -> None:
     assert [path.name for path in DOCUMENTS] == [
         "README.md", "configuration.md", "export.md", "few-shot.md", "gradients.md", "losses.md",
-        "objectives.md", "plugins.md", "run-folder.md",
+        "multi_task.md", "objectives.md", "plugins.md", "run-folder.md",
     ]  # fmt: skip
     least = {"python": 8, "yaml": 5, "sh": 6, "toml": 1, "json": 1}
     assert {block.language for block in BLOCKS} == set(least), "each language is checked below"

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.data.examples import Examples
+from bertkit.data.sampling import Sampling
 from bertkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def plan(
     order: Order,
     seed: int = 0,
     epoch: int = 0,
+    sampling: Sampling | None = None,
 ) -> list[np.ndarray]:
     """Return the rows of each batch of one epoch.
 
@@ -54,6 +56,8 @@ def plan(
             at once whether memory suffices; "given" as the rows come.
         seed: makes the order of all epochs; the same seed and epoch give the same batches.
         epoch: which epoch.
+        sampling: which rows shuffled batches of so many rows have, and how often; each row once
+            if `None`.
 
     Raises:
         InputError: a row is longer than the budget.
@@ -63,7 +67,10 @@ def plan(
     if order == "given":
         rows = np.arange(count)
     else:
-        rows = random.permutation(count) if order == "shuffled" else np.arange(count)
+        rows = np.arange(count)
+        if order == "shuffled":
+            drawn = count if sampling is None else sampling.draw(epoch, random)
+            rows = random.permutation(drawn)
         if order == "sorted" or isinstance(batch_size, TokenBudget):
             rows = rows[np.argsort(-lengths[rows], kind="stable")]
         else:
@@ -130,6 +137,7 @@ def make_dataset(
     seed: int = 0,
     epoch: Callable[[], int] = lambda: 0,
     multiple: int = 1,
+    sampling: Sampling | None = None,
 ) -> tf.data.Dataset:
     """Return a dataset of `(inputs, *columns)` batches.
 
@@ -141,11 +149,12 @@ def make_dataset(
         seed: see `plan`.
         epoch: asked for the epoch at the beginning of each pass.
         multiple: lengths are rounded up to a multiple of it, to keep the shapes few.
+        sampling: see `plan`.
 
     Raises:
         InputError: a row is longer than a batch may be.
     """
-    source = BatchSource(examples, columns, batch_size, order, seed, epoch, multiple)
+    source = BatchSource(examples, columns, batch_size, order, seed, epoch, multiple, sampling)
     there = weakref.proxy(source)
     others = (tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
     signature = (examples.signature, *others)
@@ -190,6 +199,7 @@ class BatchSource:
     seed: int
     epoch: Callable[[], int]
     multiple: int
+    sampling: Sampling | None = None
     first: tuple[int, int] = (0, 0)
     _planned: tuple[int, list[np.ndarray]] | None = None
 
@@ -202,8 +212,8 @@ class BatchSource:
         """Return the rows of a batch of an epoch, by index, int64 (B,)."""
         planned = self._planned
         if planned is None or planned[0] != epoch:
-            lengths = self.examples.lengths
-            planned = epoch, plan(lengths, self.batch_size, self.order, self.seed, epoch)
+            options = (self.batch_size, self.order, self.seed, epoch, self.sampling)
+            planned = epoch, plan(self.examples.lengths, *options)
             self._planned = planned
         return planned[1][step]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
@@ -69,6 +69,25 @@ class Examples:
         for rows in _in_parallel(tokenize, chunks):
             store.append(rows)
         return store.examples()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """Return the rows of several, one after another; token ids go to a file of their own."""
+        store = _Store(parts[0].padding_id)
+        for part in parts:
+            for start in range(0, len(part), CHUNK):
+                store.append(part._flat(slice(start, start + CHUNK)))
+        return store.examples()
+
+    def _flat(self, rows: slice) -> FlatRows:
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        # Where each token is: what lies between rows that were taken is left out.
+        places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(
+            lengths.sum()
+        )
+        return FlatRows(
+            self.token_ids[places], self.segment_ids[places], lengths, self.full_lengths[rows]
+        )
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -7,10 +7,10 @@ import functools
 import glob
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bertkit.data.formats import FORMATS, READERS, Reader
 from bertkit.data.lines import Source, reason, row_error, show
@@ -24,7 +24,8 @@ class Row:
     Attributes:
         texts: one or two texts; "" where the cell is empty, blank or null.
         label: str, int, float or bool as the file holds it, a list of them for several labels,
-            or None when no label column was asked for, or the row may lack it and does.
+            or None when no label column was asked for, or the row may lack it and does; of several
+            tasks, a mapping to such labels from those that the row has one of.
         file: the path of the file, or "standard input".
         line: the 1-based line that the row begins on; the 1-based row in Parquet.
     """
@@ -46,8 +47,10 @@ class Columns:
 
     Attributes:
         text: the names of one or two text columns.
-        label: the name of the label column, or None to read texts alone.
-        label_separator: splits a text cell into a list of labels; None takes it as one label.
+        label: the name of the label column, or a mapping to it from the name of each task, or None
+            to read texts alone.
+        label_separator: splits a text cell into a list of labels; None takes it as one label. Of
+            several tasks, a mapping from some of them.
         ignore_missing: whether a row may lack its label, which is None then.
 
     Raises:
@@ -55,8 +58,8 @@ class Columns:
     """
 
     text: tuple[str, ...]
-    label: str | None = None
-    label_separator: str | None = None
+    label: str | Mapping[str, str] | None = None
+    label_separator: str | Mapping[str, str] | None = None
     ignore_missing: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +78,9 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The text columns, then the label column if there is one."""
+        """The text columns, then those of labels, if any."""
+        if isinstance(self.label, Mapping):
+            return (*self.text, *self.label.values())
         return (*self.text, self.label) if self.label is not None else tuple(self.text)
 
 
@@ -163,9 +168,14 @@ def _match(pattern: str) -> list[Path]:
     )
 
 
+def format_of(name: str) -> str | None:
+    """Return the format that the suffix of a file or glob tells, if it does."""
+    return FORMATS.get(Path(name.lower().removesuffix(".gz")).suffix)
+
+
 def _reader(source: Source, columns: Columns, format: str | None) -> Reader:
     name = source.path.name.lower() if source.path else ""
-    format = format or FORMATS.get(Path(name.removesuffix(".gz")).suffix)
+    format = format or format_of(name)
     if format is None and source.path is None:
         raise DataError(f"{source} has no suffix: state its format, such as csv, jsonl or text.")
     if format is None:
@@ -189,9 +199,13 @@ def _reader(source: Source, columns: Columns, format: str | None) -> Reader:
 def _row(source: Source, line: int, values: list[Any], columns: Columns) -> Row:
     count = len(columns.text)
     texts = tuple(map(functools.partial(_text, source, line), columns.text, values[:count]))
-    label = None
-    if columns.label is not None and not (columns.ignore_missing and _is_empty(values[count])):
-        label = _label(source, line, columns.label, values[count], columns.label_separator)
+    label: Any = None
+    if isinstance(columns.label, str):
+        if not (columns.ignore_missing and _is_empty(values[count])):
+            separator = cast("str | None", columns.label_separator)  # of one column, no mapping
+            label = _label(source, line, columns.label, values[count], separator)
+    elif columns.label is not None:
+        label = _labels_of_tasks(source, line, columns, values[count:])
     return Row(texts, label, str(source), line)
 
 
@@ -207,6 +221,27 @@ def _text(source: Source, line: int, column: str, value: Any) -> str:
         )
     _check_characters(source, line, column, value)
     return value if value.strip() else ""
+
+
+def _labels_of_tasks(
+    source: Source, line: int, columns: Columns, values: list[Any]
+) -> dict[str, Any]:
+    """Return the labels of a row, by task; an empty cell is none."""
+    names, separators = columns.label, columns.label_separator or {}
+    assert isinstance(names, Mapping) and isinstance(separators, Mapping)
+    labels = {
+        task: _label(source, line, column, value, separators.get(task))
+        for (task, column), value in zip(names.items(), values, strict=True)
+        if not _is_empty(value)
+    }
+    if not labels:
+        raise row_error(
+            source,
+            line,
+            f"the label columns {', '.join(map(repr, names.values()))} are all empty. Fill one in "
+            "or remove the row.",
+        )
+    return labels
 
 
 def _label(source: Source, line: int, column: str, value: Any, separator: str | None) -> Any:

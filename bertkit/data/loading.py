@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Split:
 
     Attributes:
         examples: the tokenized texts.
-        labels: the raw labels, one a row.
+        labels: the raw labels, one a row; of several tasks, mappings from a row's tasks to them.
         places: where the rows came from.
         report: what was read.
     """
@@ -69,6 +69,15 @@ class Places:
     def take(self, rows: np.ndarray) -> Places:
         return Places(self.files, self.file_of[rows], self.line_of[rows])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Places]) -> Places:
+        """Return the places of several, one after another."""
+        files = [file for part in parts for file in part.files]
+        firsts = np.cumsum([0, *(len(part.files) for part in parts[:-1])])
+        file_of = [part.file_of + first for part, first in zip(parts, firsts, strict=True)]
+        line_of = [part.line_of for part in parts]
+        return cls(files, np.concatenate(file_of, dtype="int32"), np.concatenate(line_of))
+
     def name(self, row: int) -> str:
         """Return "file:line" of a row."""
         return f"{self.files[self.file_of[row]]}:{self.line_of[row]}"
@@ -110,6 +119,23 @@ def load_split(
     report.add_lengths(examples.full_lengths, preprocessor.sequence_length)
     places = Places(list(files), np.array(file_of, "int32"), np.array(line_of, "int64"))
     return Split(examples, labels, places, report)
+
+
+def joined(splits: Mapping[str, Split]) -> Split:
+    """Return the rows of tasks as one: the label of each is a mapping from its task to it.
+
+    The tasks alternate, each spread evenly, so that the first rows have some of every task.
+    """
+    parts = list(splits.values())
+    shares = [(np.arange(len(part.labels)) + 0.5) / len(part.labels) for part in parts]
+    order = np.argsort(np.concatenate(shares), kind="stable")
+    labels = [{task: label} for task, split in splits.items() for label in split.labels]
+    return Split(
+        Examples.joined([part.examples for part in parts]).take(order),
+        [labels[row] for row in order],
+        Places.joined([part.places for part in parts]).take(order),
+        DataReport.joined({task: split.report for task, split in splits.items()}),
+    )
 
 
 def text_chunks(rows: Iterator[Row], columns: int, size: int = CHUNK) -> Iterator[np.ndarray]:

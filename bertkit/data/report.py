@@ -8,7 +8,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,12 +29,16 @@ class DataReport:
     Rows that lack a text are counted as empty, and left out of every other count. Two rows have
     the same texts when 64-bit hashes of all their texts, in order, are equal.
 
+    Rows with labels of several tasks are counted for each of their tasks as well, in a report of
+    its own; labels and conflicts are those of the tasks then.
+
     Attributes:
         rows: rows added.
         empty: rows that lack a text.
         unlabelled: rows whose list of labels is empty.
         truncated: texts longer than the sequence length.
         sequence_length: what they were compared with, in tokens; None before `add_lengths`.
+        tasks: a report of the rows of each task, if there are tasks.
     """
 
     def __init__(self) -> None:
@@ -43,6 +47,7 @@ class DataReport:
         self.unlabelled = 0
         self.truncated = 0
         self.sequence_length: int | None = None
+        self.tasks: dict[str, DataReport] = {}
         self._texts = array("Q")  # a hash of the texts of each row
         self._row_labels = array("I")  # a hash of its label or labels
         self._labels: Counter[str] = Counter()
@@ -62,6 +67,20 @@ class DataReport:
         self.rows += count
         self.empty += count
 
+    @classmethod
+    def joined(cls, tasks: Mapping[str, DataReport]) -> DataReport:
+        """Return the report of the rows of several tasks, one after another."""
+        report = cls()
+        for part in tasks.values():
+            report.rows += part.rows
+            report.empty += part.empty
+            report.truncated += part.truncated
+            report.sequence_length = part.sequence_length
+            report._texts.extend(part._texts)
+            report._lengths.update(part._lengths)
+        report.tasks = dict(tasks)
+        return report
+
     def take(self, rows: np.ndarray, labels: Sequence[Any]) -> DataReport:
         """Return a report of some of the rows that have texts, without their lengths.
 
@@ -77,6 +96,11 @@ class DataReport:
     def _add(self, texts: int, label: Any) -> None:
         """Count a row by the hash of its texts and its label or labels."""
         self.rows += 1
+        if isinstance(label, Mapping):
+            self._texts.append(texts)
+            for task, one in label.items():
+                self.tasks.setdefault(task, DataReport())._add(texts, one)
+            return
         labels = [] if label is None else label
         labels = sorted({str(one) for one in (labels if isinstance(labels, list) else [labels])})
         self._texts.append(texts)
@@ -109,6 +133,8 @@ class DataReport:
     @property
     def conflicts(self) -> int:
         """Those duplicates whose label differs from that of the first row with these texts."""
+        if self.tasks:
+            return sum(task.conflicts for task in self.tasks.values())
         _, first, group = np.unique(np.array(self._texts), return_index=True, return_inverse=True)
         labels = np.array(self._row_labels)
         return int(np.sum(labels != labels[first][group]))
@@ -145,6 +171,17 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all counts, ready for JSON."""
+        of_tasks = {
+            task: {
+                "rows": report.rows - report.empty,
+                "duplicates": report.duplicates,
+                "conflicts": report.conflicts,
+                "unlabelled": report.unlabelled,
+                "labels": report.labels,
+                "numbers": report.numbers,
+            }
+            for task, report in self.tasks.items()
+        }
         return {
             "rows": self.rows,
             "empty": self.empty,
@@ -156,22 +193,29 @@ class DataReport:
             "lengths": self.lengths,
             "sequence_length": self.sequence_length,
             "truncated": self.truncated,
+            **({"tasks": of_tasks} if of_tasks else {}),
         }
 
 
 def warnings(reports: Mapping[str, DataReport]) -> list[str]:
     """Return what is suspicious in the splits, one line each; "train" is the split learned from."""
+    tasks = dict.fromkeys(task for report in reports.values() for task in report.tasks)
+    if not tasks:
+        return _suspicious(reports)
+    found = [line for name, report in reports.items() for line in _too_long(name, report)]
+    for task in tasks:
+        own = {name: report.tasks[task] for name, report in reports.items() if task in report.tasks}
+        found += [f"Task {task!r}: {line}" for line in _suspicious(own, lengths=False)]
+    return found
+
+
+def _suspicious(reports: Mapping[str, DataReport], lengths: bool = True) -> list[str]:
     found = []
     for (first, seen), (second, report) in itertools.combinations(reports.items(), 2):
         if count := report.overlap(seen):
             found.append(f"{second} shares the texts of {_rows(count)} with {first}.")
     for name, report in reports.items():
-        texts = report._lengths.total()
-        if report.truncated > _TRUNCATED * texts:
-            found.append(
-                f"{report.truncated / texts:.1%} of {name} is longer than {report.sequence_length} "
-                "tokens and is truncated: raise sequence_length."
-            )
+        found += _too_long(name, report) if lengths else []
         if report.conflicts:
             found.append(f"{name} repeats texts with another label in {_rows(report.conflicts)}.")
     if (train := reports.get("train")) and train.labels:
@@ -181,6 +225,16 @@ def warnings(reports: Mapping[str, DataReport]) -> list[str]:
         if rare := [label for label, count in train.labels.items() if count < 2]:
             found.append(f"Labels of train with fewer than 2 rows: {_listed(rare)}.")
     return found
+
+
+def _too_long(name: str, report: DataReport) -> list[str]:
+    texts = report._lengths.total()
+    if report.truncated <= _TRUNCATED * texts:
+        return []
+    return [
+        f"{report.truncated / texts:.1%} of {name} is longer than {report.sequence_length} tokens "
+        "and is truncated: raise sequence_length."
+    ]
 
 
 def render(reports: Mapping[str, DataReport]) -> Group:
@@ -202,24 +256,39 @@ def render(reports: Mapping[str, DataReport]) -> Group:
     add("empty rows", [_share(split.empty, split.rows) for split in splits])
     add("duplicate rows", [_share(split.duplicates, split.rows) for split in splits])
     add("... with another label", [_share(split.conflicts, split.rows) for split in splits])
-    labels = dict.fromkeys(label for split in splits for label in split.labels)
-    for label in labels if len(labels) <= _LISTED else ():
-        cells = [_share(split.labels.get(label, 0), split.rows - split.empty) for split in splits]
-        add(f"label {label}", cells)
-    if len(labels) > _LISTED:
-        add("labels", [str(len(split.labels)) for split in splits])
-        spans = [sorted(split.labels.values()) for split in splits]
-        add("rows of a label", [f"{span[0]:,} to {span[-1]:,}" if span else "" for span in spans])
-    if any(split.unlabelled for split in splits):
-        add("without a label", [_share(split.unlabelled, split.rows) for split in splits])
-    for name in ("mean", "min", "max"):
-        add(f"label, {name}", [f"{s.numbers[name]:.4g}" if s.numbers else "" for s in splits])
+    _add_labels(add, splits)
+    for task in dict.fromkeys(task for split in splits for task in split.tasks):
+        own = [split.tasks.get(task, DataReport()) for split in splits]
+        add(f"{task}: rows", [_share(part.rows - part.empty, split.rows)
+                              for part, split in zip(own, splits, strict=True)])  # fmt: skip
+        _add_labels(add, own, f"{task}: ")
     for name in ("median", "percentile_95", "longest"):
         values = [split.lengths[name] if split.lengths else None for split in splits]
         cells = [f"{v:,.1f}".removesuffix(".0") if v is not None else "" for v in values]
         add(f"tokens, {name.replace('percentile_95', '95th percentile')}", cells)
     add("truncated", [_share(split.truncated, split._lengths.total()) for split in splits])
     return Group(table, *(Text(f"Warning: {line}", style="yellow") for line in warnings(reports)))
+
+
+def _add_labels(
+    add: Callable[[str, list[str]], None], splits: Sequence[DataReport], task: str = ""
+) -> None:
+    """Add lines about the labels of one task."""
+    labels = dict.fromkeys(label for split in splits for label in split.labels)
+    for label in labels if len(labels) <= _LISTED else ():
+        cells = [_share(split.labels.get(label, 0), split.rows - split.empty) for split in splits]
+        add(f"{task}label {label}", cells)
+    if len(labels) > _LISTED:
+        add(f"{task}labels", [str(len(split.labels)) for split in splits])
+        spans = [sorted(split.labels.values()) for split in splits]
+        cells = [f"{span[0]:,} to {span[-1]:,}" if span else "" for span in spans]
+        add(f"{task}rows of a label", cells)
+    if any(split.unlabelled for split in splits):
+        cells = [_share(split.unlabelled, split.rows) for split in splits]
+        add(f"{task}without a label", cells)
+    for name in ("mean", "min", "max"):
+        cells = [f"{s.numbers[name]:.4g}" if s.numbers else "" for s in splits]
+        add(f"{task}label, {name}", cells)
 
 
 def _hash(texts: tuple[str, ...] | list[str], size: int) -> int:

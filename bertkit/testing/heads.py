@@ -37,12 +37,12 @@ def check_head(
 ) -> None:
     """Check a head against the contract of `bertkit.Head`.
 
-    That its config rebuilds it, labels included; shapes and types of targets and logits; that
-    missing labels are refused, or add nothing if it has `ignore_missing`; that a gradient reaches
-    every weight and training lowers the loss; that what training leads to is decoded to the labels,
-    and is better by loss and metrics; that metrics add up over batches and agree with `report`;
-    that predictions and report are ready for JSON; weights of rows and of labels; no rows and one
-    row; mixed precision; saving and loading.
+    That its config rebuilds it, labels included; shapes and types of targets and logits; that it
+    tells of which tasks a row has labels; that missing labels are refused, or add nothing if it has
+    `ignore_missing`; that a gradient reaches every weight and training lowers the loss; that what
+    training leads to is decoded to the labels, and is better by loss and metrics; that metrics add
+    up over batches and agree with `report`; that predictions and report are ready for JSON; weights
+    of rows and of labels; no rows and one row; mixed precision; saving and loading.
 
     Args:
         head: a head, its class, or the name it is registered under.
@@ -56,7 +56,7 @@ def check_head(
     with during(f"check_head({name_of(head)}), choice of examples"):
         make = maker(heads, Head, head, arguments)
         case = HeadCase(make, taken_labels(make) if labels is None else list(labels))
-    checks = (config, shapes, refusals, training, decoding, report, metrics, sample_weights,
+    checks = (config, shapes, tasks, refusals, training, decoding, report, metrics, sample_weights,
               missing_labels, class_weights, few_rows, mixed_precision, saving)  # fmt: skip
     run("check_head", head, checks, case)
 
@@ -93,6 +93,18 @@ def shapes(case: HeadCase) -> None:
     ensure(
         np.array_equal(outputs, head(features, training=False)),
         "with training=False, the same features must give the same outputs",
+    )
+
+
+def tasks(case: HeadCase) -> None:
+    head = case.adapted()
+    names = head.tasks_of(head.get_config())
+    wanted = np.array([[name in label for name in names] for label in case.labels], dtype=bool)
+    known = head.known_tasks(head.encode_labels(case.labels))
+    ensure(
+        np.array_equal(known, wanted),
+        f"`known_tasks` must tell of which of the tasks {names} a row has a label, and "
+        f"gives {known.tolist()}",
     )
 
 

@@ -85,6 +85,7 @@ def checkpointed(
         "the training rows": _fingerprint(source),
         "the validation rows": _fingerprint(source_of(validation_data)),
         "the size of a batch": str(source.batch_size),
+        "the temperature": _temperatures(source),
         "the number of epochs": epochs,
         "the optimizer": _described(model.optimizer),
     }
@@ -251,6 +252,13 @@ class _Following(keras.callbacks.CallbackList):
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
+
+
+def _temperatures(source: BatchSource) -> list[float]:
+    """Return those of the first epoch and the last, as JSON has them."""
+    if source.sampling is None:
+        return [1.0, 1.0]
+    return [source.sampling.temperature.first, source.sampling.temperature.last]
 
 
 def _described(optimizer: Any) -> str:

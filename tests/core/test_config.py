@@ -22,18 +22,15 @@ from pydantic import Field
 
 from bertkit.arguments import arguments_of, convert, describe
 from bertkit.config import (
-    DataConfig,
     ExperimentConfig,
-    LoraConfig,
-    ParameterGroupConfig,
     PluginConfig,
-    TrainingConfig,
     config_from_mapping,
     load_config,
     to_yaml,
 )
 from bertkit.errors import ConfigError
 from bertkit.registry import Registry, encoders, heads, preprocessors
+from bertkit.sections import DataConfig, LoraConfig, ParameterGroupConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from decimal import Decimal  # so that an annotation cannot be evaluated
@@ -407,7 +404,9 @@ WRONG: dict[str, list[Any]] = {
     "data.text": [None, 3, True, [], "", ["a", "b", "c"], [1], {"a": "b"}, ["a", False]],
     "data.validation": [0, 1, 1.0, 0.0, -0.1, 2.5, True, [], "", [0.1], {"a": 1}],
     "data.test": [0, 1, True, [], "", [3], {"a": 1}],
-    "data.label_separator": [3, True, "", ["|"], {}],
+    "data.label_separator": [3, True, "", ["|"], {"a": "|"}, {}],
+    "data.tasks": [3, True, "a", ["a"], {"a": "b"}, {1: {}}, {"a": [{}]}],
+    "data.temperature": [None, 0, -1, "2", True, [1], 2, [1.0, 5.0], [1, 0], [1, "2"]],
     "data.cache": [3, True, "", ["tokens"], {}],
     "encoder.plugin": [None, 3, True, [], {}, "", "nope", "toy_encodr"],
     "preprocessor.plugin": [None, 3, True, ["toy_single"], "nope", "toy_singel"],
@@ -1015,6 +1014,7 @@ CONFIGS = st.builds(
         test=st.none() | FILES | FRACTIONS,
         label_separator=st.none() | PLAIN_TEXT,
         cache=st.none() | PLAIN_TEXT,
+        temperature=st.sampled_from([1.0, (1.0, 1.0)]),
     ),
     encoder=st.builds(
         lambda source: PluginConfig("toy_encoder", {"source": source}), st.text(max_size=3)

@@ -72,6 +72,23 @@ def test_every_row_is_in_one_batch(lengths: list[int], size: int, order: Any, se
     assert max(map(len, batches)) <= size
 
 
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=9), min_size=1, max_size=4))
+@settings(deadline=None)
+def test_joined_rows_are_those_of_each(lengths: list[list[int]]) -> None:
+    parts = [of_lengths(some).take(np.arange(len(some))[::-2]) for some in lengths]
+    whole, first = Examples.joined(parts), 0
+    for part in parts:
+        for row in range(len(part)):
+            expected, found = part.batch(np.array([row])), whole.batch(np.array([first + row]))
+            for name, tensor in expected.items():
+                np.testing.assert_array_equal(found[name], tensor)
+        np.testing.assert_array_equal(
+            whole.full_lengths[first : first + len(part)], part.full_lengths
+        )
+        first += len(part)
+    assert len(whole) == first
+
+
 @given(lengths_of_rows, st.integers(1, 40))
 @settings(deadline=None)
 def test_orders(lengths: list[int], size: int) -> None:

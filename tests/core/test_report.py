@@ -223,3 +223,38 @@ def test_hashes_and_order_are_the_same_in_every_process() -> None:
 def test_mean_of_folded_numbers_is_finite() -> None:
     report = report_of([(str(i), i + 0.5) for i in range(1100)] + [("late", "word")])
     assert report.numbers is not None and math.isfinite(report.numbers["mean"])
+
+
+def test_labels_of_tasks() -> None:
+    """Those of several columns: conflicts and warnings are within a task."""
+    labels = [{"mood": "x", "topic": "t"}, {"mood": "y"}, {"topic": "t"}, {"mood": "x"}]
+    train = report_of([*zip(["a", "b", "b", "b"], labels, strict=True), ("", {"mood": "x"})])
+    test = report_of([("a", {"mood": "z"}), ("c", {"topic": "t"})])
+    assert (train.rows, train.empty, train.duplicates, train.conflicts) == (5, 1, 2, 1)
+    tasks = train.as_dict()["tasks"]
+    assert tasks["mood"] == {"rows": 3, "duplicates": 1, "conflicts": 1, "unlabelled": 0,
+                             "labels": {"x": 2, "y": 1}, "numbers": None}  # fmt: skip
+    assert tasks["topic"]["labels"] == {"t": 2} and tasks["topic"]["conflicts"] == 0
+    assert "tasks" not in report_of([("a", "x")]).as_dict()
+    assert warnings({"train": train, "test": test}) == [
+        "Task 'mood': test shares the texts of 1 row with train.",
+        "Task 'mood': train repeats texts with another label in 1 row.",
+        "Task 'mood': Labels of test that train does not have: 'z'.",
+        "Task 'mood': Labels of train with fewer than 2 rows: 'y'.",
+    ]
+
+
+def test_reports_of_tasks_joined() -> None:
+    first, second = report_of([("a", "x"), ("b", "y"), ("", "y")]), report_of([("a", 0.5)])
+    first.add_lengths(np.array([3, 9]), 8)
+    second.add_lengths(np.array([3]), 8)
+    whole = DataReport.joined({"mood": first, "value": second})
+    assert (whole.rows, whole.empty, whole.duplicates, whole.conflicts) == (4, 1, 1, 0)
+    assert (whole.truncated, whole.sequence_length) == (1, 8)
+    assert whole.lengths is not None and whole.lengths["longest"] == 9
+    assert whole.as_dict()["tasks"]["value"]["numbers"] == {"mean": 0.5, "min": 0.5, "max": 0.5}
+    lines = text_of(whole).splitlines()
+    assert any("mood: label x" in line and "1 (50.0%)" in line for line in lines)
+    assert sum("value: label, m" in line for line in lines) == 3
+    (line, *_) = warnings({"train": whole})
+    assert line == "33.3% of train is longer than 8 tokens and is truncated: raise sequence_length."

@@ -162,11 +162,18 @@ NESTED: list[Any] = [
 ]  # fmt: skip
 
 
+OF_TASKS: list[tuple[str, Any]] = [("data.label", {"a": "b"})]
+OF_TASKS += [
+    ("data.temperature", value) for value in (0.5, 1.5, 0.999, 32, 2**32, [1, 2], [0.5, 1])
+]
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "name", "seed", "output_dir", "data", "data.train", "data.label", "data.text",
-        "data.validation", "data.test", "data.label_separator", "data.cache", "data.new", "new",
+        "data.validation", "data.test", "data.label_separator", "data.tasks", "data.temperature",
+        "data.cache", "data.new", "new",
         "encoder", "encoder.plugin", "encoder.source", "preprocessor", "preprocessor.plugin",
         "preprocessor.sequence_length", "head.plugin", "head.new", "training", "training.new",
         "training.epochs", "training.batch_size", "training.learning_rate", "training.warmup",
@@ -185,7 +192,37 @@ def test_it_accepts_a_config_when_the_loader_does(
         tree = changed(path, value)
         if path == "data.text" and isinstance(value, list) and len(value) == 2:
             continue  # whether the preprocessor takes pairs is not in the schema
+        if (path, value) in OF_TASKS:
+            continue  # nor whether the head has tasks
         assert validator.is_valid(tree) == is_config(tree), (path, value)
+
+
+TASK = {"train": "a.csv", "label": "x"}
+TASKS = {"a": TASK, "b": {**TASK, "validation": 0.1, "text": "other"}}
+TABLE = {"train": "a.csv", "text": "text"}
+
+
+@pytest.mark.parametrize(
+    ("data", "fits"),
+    [
+        ({"text": "text", "tasks": TASKS}, True),
+        ({"text": "text", "tasks": TASKS, "train": None, "temperature": [5, 1]}, True),
+        ({"text": "text", "tasks": TASKS, "train": "a.csv"}, False),
+        ({"text": "text", "tasks": {**TASKS, "b": {"train": "a.csv"}}}, False),
+        ({"text": "text", "tasks": {**TASKS, "b": {**TASK, "new": 1}}}, False),
+        ({"text": "text", "tasks": None}, False),
+        ({**TABLE, "label": {"a": "x", "b": "y"}, "label_separator": {"a": "|"}}, True),
+        ({**TABLE, "label": {"a": "x", "b": "y"}, "label_separator": "|"}, False),
+        ({**TABLE, "label": {"a": "x", "b": 3}}, False),
+        ({**TABLE, "label": {}}, False),
+    ],
+)
+def test_it_knows_both_ways_to_name_tasks(
+    validator: jsonschema.Draft202012Validator, data: dict[str, Any], fits: bool
+) -> None:
+    heads = {"a": {"plugin": "binary"}, "b": {"plugin": "multi_label"}}
+    tree = {**BASE, "data": data, "head": {"plugin": "multi_task", "heads": heads}}
+    assert validator.is_valid(tree) == is_config(tree) == fits
 
 
 @pytest.mark.parametrize("path", ["name", "data", "data.text", "encoder.source", "head.required"])

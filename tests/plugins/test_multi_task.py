@@ -143,6 +143,26 @@ def test_the_checker_passes(weights: Any) -> None:
     check_head("multi_task", labels=rows, heads=heads, weights=weights)
 
 
+def test_the_checker_finds_tasks_that_are_told_wrong() -> None:
+    class Forgetful(type(made())):  # type: ignore[misc]
+        def known_tasks(self, targets: np.ndarray) -> np.ndarray:
+            return np.ones((len(targets), len(self.heads)), dtype=bool)
+
+    bertkit.heads.register("forgetful")(Forgetful)
+    try:
+        with pytest.raises(AssertionError, match="`known_tasks` must tell of which of the tasks"):
+            check_head("forgetful", labels=ROWS, heads=HEADS)
+    finally:
+        bertkit.heads._decorated.pop("forgetful")
+
+
+@pytest.mark.parametrize("name", ["text", "a/b", "", 3])
+def test_names_that_no_task_can_have(name: Any) -> None:
+    heads = {"stars": HEADS["stars"], name: HEADS["tags"]}
+    with pytest.raises(InputError, match=f"A task is named {name!r}. Give it a name of letters,"):
+        bertkit.heads.create("multi_task", heads=heads)
+
+
 def test_it_trains_predicts_and_is_saved(tmp_path: Path) -> None:
     model = model_of(bertkit.heads.create("multi_task", heads=HEADS), objective="r_drop")
     model.compile(AdamW(1e-2))
@@ -201,3 +221,13 @@ def test_class_weight_is_refused() -> None:
     model = model_of(made())
     with pytest.raises(InputError, match="class_weight has no meaning for several tasks"):
         model.fit(TEXTS, ROWS, class_weight={1: 2.0}, verbose=0)
+
+
+def test_a_task_without_rows_has_no_measures() -> None:
+    head = made()
+    known = head.known_tasks(head.encode_labels(ROWS))
+    np.testing.assert_array_equal(known, [[task in tasks for task in HEADS] for tasks in TASKS])
+    only = [{"stars": label} for label in LABELS["multiclass"]]
+    report = head.report(head.encode_labels(only), outputs_of(head))
+    assert {name.partition("_")[0] for name in report} == {"stars"}
+    assert bertkit.heads.get("multi_task").tasks_of({"heads": HEADS}) == tuple(HEADS)  # type: ignore[attr-defined]

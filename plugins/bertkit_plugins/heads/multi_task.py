@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -48,6 +49,12 @@ class MultiTaskHead(Head):
                 f"heads is {shown(heads)}. Give two tasks or more, such as {{intent: {{plugin: "
                 "multiclass}, polite: {plugin: binary}}; a single one needs no multi_task."
             )
+        for name in heads:
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w .-]*", name) or name == "text":
+                raise InputError(
+                    f"A task is named {shown(name)}. Give it a name of letters, digits, spaces and "
+                    "_ - . that is not 'text', which stands beside the tasks in predictions."
+                )
         self.heads = {name: self._made(name, one) for name, one in heads.items()}
         self.weights_of_tasks = weights
         if isinstance(weights, Mapping):
@@ -138,6 +145,15 @@ class MultiTaskHead(Head):
             targets[tasks[name].rows, start:stop] = encoded.reshape(len(encoded), stop - start)
         return targets
 
+    @classmethod
+    def tasks_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        heads = arguments.get("heads")
+        return tuple(heads) if isinstance(heads, Mapping) else ()
+
+    def known_tasks(self, targets: np.ndarray) -> np.ndarray:
+        places = [slice(*columns.targets) for columns in self._columns()]
+        return np.stack([~np.isnan(targets[:, at]).all(axis=1) for at in places], axis=1)
+
     def class_weights(self, targets: np.ndarray, class_weight: Mapping[Any, float]) -> np.ndarray:
         raise InputError(
             "class_weight has no meaning for several tasks. Give `sample_weight`, one weight a "
@@ -162,11 +178,13 @@ class MultiTaskHead(Head):
         return [dict(zip(self.heads, row, strict=True)) for row in zip(*decoded, strict=True)]
 
     def report(self, targets: np.ndarray, outputs: np.ndarray) -> Report:
-        """Return the measures of each task on its rows, by "task_measure"."""
+        """Return the measures of each task on its rows, if it has any, by "task_measure"."""
         measures: Report = {}
-        for (name, head), columns in zip(self.heads.items(), self._columns(), strict=True):
+        each = zip(self.heads.items(), self._columns(), self.known_tasks(targets).T, strict=True)
+        for (name, head), columns, known in each:
+            if not known.any():
+                continue
             own = np.asarray(columns.of_targets(np.asarray(targets)))
-            known = ~np.isnan(targets[:, slice(*columns.targets)]).all(axis=1)
             found = head.report(own[known], np.asarray(columns.of_outputs(outputs))[known])
             measures |= {f"{name}_{measure}": value for measure, value in found.items()}
         return measures
