@@ -182,7 +182,8 @@ class BertClassifier(RawTextModel):
         if replicas > 1:  # under a strategy the loss comes divided by their number
             loss = loss * replicas
         batch = tf.shape(tf.nest.flatten(x)[0])[0]
-        self._loss_tracker.update_state(loss, sample_weight=batch)
+        # Eagerly, Keras leaves the losses of no rows as they are, (0,).
+        self._loss_tracker.update_state(tf.reduce_sum(loss), sample_weight=batch)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Make variables before the first step under a strategy, from one replica's rows.

@@ -157,7 +157,8 @@ def tensors_of(x: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
                 f"{name} has shape {tuple(tensor.shape)} where token_ids has {tuple(shape)}. All "
                 "inputs are (batch, tokens), and padded alike."
             )
-    if 0 in shape:
+    alone = tf.distribute.get_strategy().num_replicas_in_sync == 1  # one of several may have no row
+    if shape[1] == 0 or (shape[0] == 0 and alone):
         raise InputError(f"The inputs have shape {tuple(shape)}. Give at least one row and token.")
     if shape[1] is not None and shape[1] > encoder.max_sequence_length:
         raise InputError(

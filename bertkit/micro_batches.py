@@ -16,10 +16,11 @@ def in_micro_batches(
     """Return what `model.compute_gradients` does, of `model.micro_batch_size` rows at a time.
 
     A loss is a mean over the rows of its batch, so each part counts by its number of rows: that
-    the last has fewer changes nothing. Padding that no row of a part needs is cut off.
+    the last has fewer changes nothing. Padding that no row of a part needs is cut off. No rows, as
+    a replica may have them, are one part, whose gradient is 0.
     """
     batch = (x, y) if sample_weight is None else (x, y, sample_weight)
-    size, rows = model.micro_batch_size, tf.shape(tf.nest.flatten(x)[0])[0]
+    size, rows = model.micro_batch_size, tf.maximum(tf.shape(tf.nest.flatten(x)[0])[0], 1)
     weights = model.trainable_weights
     reached: set[int] = set()
 

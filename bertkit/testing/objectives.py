@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,8 @@ def check_objective(
 
     That its config rebuilds it; the shapes of loss and logits; that a gradient reaches every
     weight, also in mixed precision; that training by it lowers the head's own loss; that rows
-    count by their sample weights; that one row, and a batch in parts, are trained on; saving and
-    loading.
+    count by their sample weights; that no rows, as a replica may have them, have a loss of 0; that
+    one row, and a batch in parts, are trained on; saving and loading.
 
     Args:
         objective: an objective, its class, or the name it is registered under.
@@ -59,7 +60,8 @@ def check_objective(
         make = maker(objectives, Objective, objective, arguments)
         rows = [labels[index % len(labels)] for index in range(len(_LENGTHS))]
         case = _Case(make, maker(heads, Head, head, {}), rows)
-    checks = (config, shapes, sample_weights, training, mixed_precision, one_row, parts, saving)
+    checks = (config, shapes, sample_weights, training, mixed_precision, no_rows, one_row, parts,
+              saving)  # fmt: skip
     run("check_objective", objective, checks, case)
 
 
@@ -98,11 +100,16 @@ class _Case:
         self, model: BertClassifier, weight: Any = None
     ) -> tuple[tf.Tensor, tf.Tensor, list[Any]]:
         """Return the loss, the logits and the gradients of a step."""
-        targets = tf.constant(model.head.encode_labels(self.labels))
-        assert model.objective is not None
-        with tf.GradientTape() as tape:
-            loss, logits = Step(model, self.inputs, targets, weight, tape).loss_of(model.objective)
-        return loss, logits, tape.gradient(loss, model.trainable_weights)
+        return _step(model, self.inputs, tf.constant(model.head.encode_labels(self.labels)), weight)
+
+
+def _step(
+    model: BertClassifier, inputs: Any, targets: tf.Tensor, weight: Any = None
+) -> tuple[tf.Tensor, tf.Tensor, list[Any]]:
+    assert model.objective is not None
+    with tf.GradientTape() as tape:
+        loss, logits = Step(model, inputs, targets, weight, tape).loss_of(model.objective)
+    return loss, logits, tape.gradient(loss, model.trainable_weights)
 
 
 def config(case: _Case) -> None:
@@ -155,6 +162,20 @@ def mixed_precision(case: _Case) -> None:
             dense = [tf.convert_to_tensor(one) for one in gradients if one is not None]
             finite = [bool(np.isfinite(one).all()) for one in (loss, *dense)]
             ensure(all(finite), f"loss ({float(loss)}) and gradients must be finite")
+
+
+def no_rows(case: _Case) -> None:
+    """A replica has none where the last batch has fewer rows than there are replicas."""
+    model = case.model()
+    batch = (case.inputs, tf.constant(model.head.encode_labels(case.labels)))
+    any_rows = tf.nest.map_structure(
+        lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), batch
+    )
+    step = tf.function(functools.partial(_step, model), any_rows, autograph=False)
+    loss, _, gradients = step(*tf.nest.map_structure(lambda part: part[:0], batch))
+    for value in (loss, *(tf.convert_to_tensor(one) for one in gradients if one is not None)):
+        total = float(tf.reduce_sum(tf.abs(value)))
+        ensure(total == 0, f"loss and gradients of no rows must be 0, and one is {total}")
 
 
 def one_row(case: _Case) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import bertkit
 from bertkit.errors import InputError
-from bertkit.micro_batches import _trimmed
+from bertkit.micro_batches import _trimmed, in_micro_batches
 from bertkit.training.optimizer import AdamW
 from tests.command_line import tiny_config, write_tiny_data
 from tests.tiny_models import HEADS, LABELS, TEXTS, tensors, tiny_model
@@ -119,6 +120,26 @@ def test_padding_of_a_part_is_cut_off() -> None:
 def test_a_size_that_is_none(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"micro_batch_size is .* Give a whole number above 0"):
         tiny_model().fit(TEXTS, LABELS["binary"], micro_batch_size=wrong)
+
+
+def test_no_rows_have_a_gradient_of_zero() -> None:
+    """A replica may have none in the last batch."""
+    model = tiny_model()
+    model.compile(SGD(0.1), model.head.make_loss(), metrics=[])
+    model.micro_batch_size = 2
+    x = {name: tf.constant(tensor[:0]) for name, tensor in tensors().items()}
+    any_rows = {name: tf.TensorSpec((None, None), tf.int32) for name in x}
+
+    @tf.function(input_signature=[any_rows, tf.TensorSpec((None, 1))], autograph=False)
+    def step(x: Any, y: Any) -> Any:
+        logits, pairs = in_micro_batches(model, x, y, None)
+        return logits, [gradient for gradient, _ in pairs]
+
+    logits, gradients = step(x, tf.zeros((0, 1)))
+    assert logits.shape == (0, 1)
+    assert len(gradients) == len(model.trainable_weights)
+    assert not any(np.any(gradient) for gradient in gradients)
+    assert float(model._loss_tracker.result()) == 0
 
 
 def test_xla_is_refused() -> None:

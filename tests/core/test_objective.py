@@ -171,6 +171,14 @@ def no_gradient(self: Any, step: Any) -> Any:
     return tf.stop_gradient(loss), logits
 
 
+def mean_of_rows(self: Any, step: Any) -> Any:
+    """It is as it should be, but for a batch without rows."""
+    logits = step.logits()
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(step.targets, logits)
+    weight = 1.0 if step.sample_weight is None else step.sample_weight
+    return tf.reduce_mean(losses * weight), logits
+
+
 def unweighted(self: Any, step: Any) -> Any:
     logits = step.logits()
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(step.targets, logits)
@@ -184,6 +192,7 @@ def unweighted(self: Any, step: Any) -> Any:
         ({"loss": lambda self, step: (step.loss()[0], step.loss()[1][:2])}, "must have the shape"),
         ({"loss": no_gradient}, "no gradient reaches"),
         ({"loss": unweighted}, "twice the loss"),
+        ({"loss": mean_of_rows}, "loss and gradients of no rows must be 0, and one is nan"),
         ({"loss": lambda self, step: (-step.loss()[0], step.logits())}, "must lower the head's"),
         ({"get_config": lambda self: {"alpha": {1, 2}}, "loss": Plain.loss}, "JSON"),
     ],
@@ -200,13 +209,13 @@ def test_the_checker_takes_other_heads() -> None:
 # --- several devices
 
 MIRRORED = """
-import sys
+import contextlib, sys
 sys.path.insert(0, {root!r})
 import keras, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import bertkit
-from tests.tiny_models import LABELS, TEXTS, tiny_model
+from tests.tiny_models import LABELS, TEXTS, tiny_encoder, tiny_model
 
 def made(name, options):
     objective = name and bertkit.objectives.create(name, **options)
@@ -220,6 +229,18 @@ def results(model, parts):
     model.fit(TEXTS[:10], LABELS["multiclass"][:10], batch_size=4, sample_weight=weights, verbose=0,
               shuffle=False, epochs=2, micro_batch_size=parts)
     return [np.array(w) for w in model.trainable_weights]
+
+def of_tasks():
+    keras.utils.set_random_seed(0)
+    heads = {{"a": {{"plugin": "multiclass", "dropout": 0.0}},
+             "b": {{"plugin": "multi_label", "dropout": 0.0}}}}
+    head = bertkit.heads.create("multi_task", heads=heads, weights="learned")
+    labels = zip(LABELS["multiclass"], LABELS["multi_label"])
+    labels = [{{"a": a, "b": b}} if i % 3 else {{"b": b}} for i, (a, b) in enumerate(labels)]
+    head.adapt(labels)
+    text = bertkit.preprocessors.create("single_text", sequence_length=32)
+    encoder = tiny_encoder(dropout=0.0, attention_dropout=0.0)
+    return bertkit.BertClassifier(encoder, head, text), labels
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
@@ -237,6 +258,32 @@ for name in ("smart", "mixup"):
         model = made(name, {{}})
     assert all(np.isfinite(weight).all() for weight in results(model, None))
     print("FINITE")
+found = []
+for scope in (contextlib.nullcontext(), strategy.scope()):
+    with scope:
+        model, labels = of_tasks()
+        model.compile(keras.optimizers.SGD(0.1))
+    model.fit(TEXTS[:8], labels[:8], batch_size=8, verbose=0, shuffle=False)
+    found.append(np.array(model.head.log_variances))
+assert np.abs(found[0]).min() > 1e-3
+np.testing.assert_allclose(*found, rtol=1e-4)
+print("TASKS")
+with strategy.scope():  # a device without a row
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+history = model.fit(TEXTS[:1], labels[:1], batch_size=2, verbose=0)
+assert np.isfinite(history.history["loss"]).all()
+assert all(np.isfinite(weight).all() for weight in model.weights)
+print("TASKS")
+# Of the ninth row, which is a batch of its own, one device has none.
+for name, parts, eagerly in ((None, 2, False), ("r_drop", None, False), ("r_drop", 2, True)):
+    with strategy.scope():
+        model = made(name, {{}})
+        model.compile(keras.optimizers.SGD(0.1), run_eagerly=eagerly)
+    history = model.fit(TEXTS[:9], LABELS["multiclass"][:9], batch_size=4, verbose=0,
+                        micro_batch_size=parts)
+    assert np.isfinite(history.history["loss"]).all()
+    assert all(np.isfinite(weight).all() for weight in model.weights)
+    print("RAGGED")
 """
 
 
@@ -244,4 +291,4 @@ def test_objectives_under_a_strategy(tmp_path: Path) -> None:
     program = tmp_path / "mirrored.py"
     program.write_text(MIRRORED.format(root=str(ROOT)))
     printed = run([sys.executable, program], tmp_path).split()
-    assert printed == ["SAME"] * 3 + ["FINITE"] * 2
+    assert printed == ["SAME"] * 3 + ["FINITE"] * 2 + ["TASKS"] * 2 + ["RAGGED"] * 3

@@ -65,8 +65,8 @@ class TasksLoss(keras.losses.Loss):
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
         """Return the loss, float32 (), of targets and outputs, (B, columns) each, and (B,)."""
         targets, outputs = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
-        losses = [
-            self._of(loss, place, targets, outputs, sample_weight)
+        losses = [  # summed, since eagerly Keras leaves the losses of no rows as they are, (0,)
+            tf.reduce_sum(self._of(loss, place, targets, outputs, sample_weight))
             for loss, place in zip(self.of_tasks, self.columns, strict=True)
         ]
         if self.weights is not None:
@@ -74,8 +74,12 @@ class TasksLoss(keras.losses.Loss):
                 [loss * weight for loss, weight in zip(losses, self.weights, strict=True)]
             )
         rows = tf.ones(tf.shape(outputs)[:1]) if sample_weight is None else sample_weight
-        share = tf.reduce_mean(tf.cast(rows, tf.float32))  # of what weighs nothing, nothing
-        logs = tf.unstack(outputs[0, -len(losses) :])
+        # What weighs nothing adds nothing, and a replica its part, as the losses come.
+        count = tf.shape(outputs)[0] * tf.distribute.get_strategy().num_replicas_in_sync
+        share = tf.math.divide_no_nan(
+            tf.reduce_sum(tf.cast(rows, tf.float32)), tf.cast(count, tf.float32)
+        )
+        logs = tf.unstack(tf.reduce_sum(outputs[:1, -len(losses) :], axis=0))  # or there is no row
         return tf.add_n(
             [tf.exp(-s) * loss + share * s / 2 for s, loss in zip(logs, losses, strict=True)]
         )
