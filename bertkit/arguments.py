@@ -18,8 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-# Every Keras layer takes these; they are the framework's to set, not a config's.
-_OF_EVERY_LAYER = frozenset({"name", "dtype", "trainable"})
+from bertkit.registry import OF_EVERY_LAYER
 
 _NAMES = {
     str: ("text", "texts"),
@@ -74,7 +73,7 @@ def arguments_of(plugin: Callable[..., Any]) -> list[Argument]:
         if _is_keras(owner):
             return []
         if any(_is_keras(base) for base in plugin.__mro__):
-            hidden = _OF_EVERY_LAYER
+            hidden = OF_EVERY_LAYER
     try:
         parameters = list(inspect.signature(target).parameters.values())
     except TypeError as error:

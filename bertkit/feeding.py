@@ -283,7 +283,10 @@ class Feed:
             raise InputError(
                 f"The sample weights are {shown(sample_weight)}. Give one number a row."
             ) from None
-        if weights.shape not in ((len(targets),), targets.shape):
+        shapes = [(len(targets),)]
+        if not self.head.known_tasks(targets).shape[1]:  # the columns of tasks are no labels
+            shapes.append(targets.shape)
+        if weights.shape not in shapes:
             raise InputError(
                 f"sample_weight has shape {weights.shape} for {len(targets)} rows. Give one number "
                 "a row."

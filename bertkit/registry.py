@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bertkit.objective import Objective
     from bertkit.preprocessor import Preprocessor
 
+# Every Keras layer takes these; they are the framework's to set, not a config's.
+OF_EVERY_LAYER = frozenset({"name", "dtype", "trainable"})
+
 Contract = TypeVar("Contract", covariant=True)
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
 
@@ -139,7 +142,8 @@ class Registry(Generic[Contract]):
             # Keras layers take any keyword and refuse it later, in words of their own.
             if "Unrecognized keyword" not in str(error):
                 raise
-            unknown = ", ".join(key for key in arguments if key not in parameters)
+            known = {*parameters, *OF_EVERY_LAYER}
+            unknown = ", ".join(key for key in arguments if key not in known)
             raise PluginError(
                 f"The {self.kind} {name!r} has no argument {unknown}. It takes: {taken}."
             ) from error

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import bertkit
-from bertkit.errors import InputError
+from bertkit.errors import InputError, PluginError
 from bertkit.testing import check_head
 from bertkit.training.optimizer import AdamW
 from tests.tiny_models import LABELS, TEXTS, tiny_encoder
@@ -221,6 +221,24 @@ def test_class_weight_is_refused() -> None:
     model = model_of(made())
     with pytest.raises(InputError, match="class_weight has no meaning for several tasks"):
         model.fit(TEXTS, ROWS, class_weight={1: 2.0}, verbose=0)
+
+
+def test_weights_are_those_of_rows() -> None:
+    head = made()
+    with pytest.raises(InputError) as caught:
+        model_of(head).train_on_batch(TEXTS, ROWS, sample_weight=np.ones((len(ROWS), 5)))
+    assert str(caught.value) == (
+        "sample_weight has shape (11, 5) for 11 rows. Give one number a row."
+    )
+
+
+def test_a_mistaken_argument_of_a_head_is_named_alone() -> None:
+    heads = {**HEADS, "stars": {"plugin": "multiclass", "gama": 1.0}}
+    with pytest.raises(PluginError) as caught:
+        bertkit.heads.create("multi_task", heads=heads)
+    assert str(caught.value).startswith(
+        "The head 'multiclass' has no argument gama. It takes: labels, dropout, loss, "
+    )
 
 
 def test_a_task_without_rows_has_no_measures() -> None:
