@@ -16,6 +16,7 @@ from bertkit.config import ExperimentConfig
 from bertkit.data.batches import TokenBudget, batch_count
 from bertkit.data.loading import Split
 from bertkit.errors import ConfigError, InputError
+from bertkit.micro_batches import check_compared
 from bertkit.sections import LoraConfig, TrainingConfig
 from bertkit.training.averaging import AveragedWeights
 from bertkit.training.best import EarlyStopping, RestoreBest, sign_of
@@ -46,12 +47,16 @@ def train(
 
     Raises:
         DataError: a label cannot be used.
-        ConfigError: a metric is not there, or the loss of the last epoch is no number, so the
-            model is of no use.
+        ConfigError: a metric is not there, rows would have none to be compared with, or the loss
+            of the last epoch is no number, so the model is of no use.
     """
     rows, validation, training = splits["train"], splits.get("validation"), config.training
     learn_labels(model, rows)
     _check_metrics(model, training, rows, validation)
+    try:
+        check_compared(training.micro_batch_size, model.head.make_loss(), model.objective)
+    except InputError as error:
+        raise ConfigError(f"training.{error}") from error
     for split in splits.values():
         targets_of(model, split)  # before hours of training, not after
     for name in ("train", "validation"):  # what is batched by the budget

@@ -1,13 +1,46 @@
-"""A batch computed in parts, for less memory: the gradient is that of the whole batch."""
+"""A batch computed in parts, for less memory.
+
+The gradient is that of the whole batch, unless the loss or the objective compares rows: then it is
+the mean of those of the parts, each of which compares its own rows.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import keras
 import tensorflow as tf
+
+from bertkit.errors import InputError
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
+    from bertkit.objective import Objective
+
+
+def check_compared(size: int | None, loss: Any, objective: Objective | None) -> None:
+    """Refuse parts of one row where rows are compared with one another.
+
+    Args:
+        size: the rows of a part, if a batch is computed in parts.
+        loss: one, or several, as `compile` takes them; one with an attribute `compares_rows` that
+            is true compares them.
+        objective: what a step minimizes, if not the loss alone.
+
+    Raises:
+        InputError: the loss or the objective would have nothing to compare.
+    """
+    losses = keras.tree.flatten(loss)
+    comparing = {
+        "loss": any(getattr(one, "compares_rows", False) for one in losses),
+        "objective": objective is not None and objective.compares_rows,
+    }
+    for what, compares in comparing.items():
+        if size == 1 and compares:
+            raise InputError(
+                f"micro_batch_size is 1, and the {what} compares the rows that are computed at "
+                "once: one alone has none to be compared with. Give 2 or more, or leave it out."
+            )
 
 
 def in_micro_batches(

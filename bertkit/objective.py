@@ -121,10 +121,12 @@ class Objective(keras.layers.Layer):
         innermost: whether `loss` computes the head's loss itself, instead of by `step.loss`, so
             that no other objective can be within this one.
         reads_embeddings: whether it needs an encoder that takes embeddings in place of ids.
+        compares_rows: whether what it minimizes of a row depends on the other rows of the batch.
     """
 
     innermost: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = False
+    compares_rows: bool = False
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the loss to be minimized, float32 (), and logits of the batch, (B, outputs)."""

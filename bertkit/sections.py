@@ -140,7 +140,7 @@ class TrainingConfig:
         checkpoint_minutes: how many minutes of training may be lost when a run is interrupted; 0
             writes a checkpoint after each step.
         micro_batch_size: rows that are computed at once, for less memory; the update is that of
-            the whole batch.
+            the whole batch, unless the loss or the objective compares rows.
         parameter_groups: weights with a learning rate or weight decay of their own, or frozen.
         warmup_steps: in place of `warmup`, the number of these steps.
         clip_norm: the largest norm of the gradient of all weights; a larger one is scaled down.

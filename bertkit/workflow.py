@@ -32,6 +32,7 @@ from bertkit.guards import EncoderMoves
 from bertkit.head import Head
 from bertkit.inputs import is_text
 from bertkit.interrupts import heeded_interrupts
+from bertkit.micro_batches import check_compared
 from bertkit.objective import Objective
 from bertkit.predicting import predict_examples, trace_once
 from bertkit.preprocessor import Preprocessor
@@ -90,7 +91,7 @@ class RawTextModel(keras.Model):
 
         `micro_batch_size` bounds the rows that are computed at once: the gradients of a batch are
         summed over its parts, for the update of the whole batch in the memory of a part (gradient
-        accumulation).
+        accumulation). A loss or an objective that compares rows compares those of a part.
 
         `temperature` T lets a task of n rows have a share of an epoch proportional to n ** (1 / T),
         of as many rows as there are; at 1, as without one, each row comes once. Two are those of
@@ -139,6 +140,7 @@ class RawTextModel(keras.Model):
                 names = ("x", "y", "sample_weight")
                 columns = tuple(validation[name] for name in names if name in validation)
                 validation_data = columns if len(columns) > 1 else columns[0]
+        check_compared(micro_batch_size, self.loss, self.objective)
         with (
             feed.surfaced(),
             heeded_interrupts() as interrupts,

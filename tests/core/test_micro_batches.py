@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 
 import bertkit
-from bertkit.errors import InputError
+from bertkit.errors import ConfigError, InputError
 from bertkit.micro_batches import _trimmed, in_micro_batches
 from bertkit.training.optimizer import AdamW
 from tests.command_line import tiny_config, write_tiny_data
-from tests.tiny_models import HEADS, LABELS, TEXTS, tensors, tiny_model
+from tests.tiny_models import HEADS, LABELS, TEXTS, tensors, tiny_encoder, tiny_model
 
 SGD = keras.optimizers.SGD
 
@@ -142,6 +142,60 @@ def test_no_rows_have_a_gradient_of_zero() -> None:
     assert float(model._loss_tracker.result()) == 0
 
 
+def ranking(of_tasks: bool = False) -> Any:
+    rank = {"plugin": "regression", "loss": "pairwise_margin", "dropout": 0.0}
+    if not of_tasks:
+        return bertkit.heads.create(rank.pop("plugin"), **rank)
+    return bertkit.heads.create("multi_task", heads={"rank": rank, "sign": {"plugin": "binary"}})
+
+
+def test_rows_are_compared_within_a_part() -> None:
+    encoder = tiny_encoder(dropout=0.0, attention_dropout=0.0, initializer_range=0.5)
+    model = bertkit.BertClassifier(encoder, ranking())
+    model.compile(SGD(0.0))
+    labels = LABELS["regression"]
+    (shown,) = model.fit(
+        tensors(), labels, batch_size=11, micro_batch_size=4, shuffle=False, verbose=0
+    ).history["loss"]
+    loss, outputs = model.head.make_loss(), model.predict(tensors(), verbose=0)
+    parts = [slice(0, 4), slice(4, 8), slice(8, 11)]
+    losses = [float(loss(np.array(labels)[part, None], outputs[part])) for part in parts]
+    assert shown == pytest.approx(np.average(losses, weights=[4, 4, 3]), rel=1e-5)
+    assert shown != pytest.approx(float(loss(np.array(labels)[:, None], outputs)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [
+        ("pairs", "loss"),
+        ("tasks", "loss"),
+        ("supervised_contrastive", "objective"),
+        ("chain", "objective"),
+    ],
+)
+def test_parts_of_one_row_that_would_be_compared(case: str, what: str) -> None:
+    head: Any = bertkit.heads.create("binary")
+    labels: list[Any] = LABELS["binary"]
+    objective: Any = None
+    if case == "pairs":
+        head, labels = ranking(), LABELS["regression"]
+    elif case == "tasks":
+        head = ranking(of_tasks=True)
+        labels = [{"rank": rank, "sign": rank > 0} for rank in LABELS["regression"]]
+    elif case == "chain":
+        within = [{"plugin": "r_drop"}, {"plugin": "mixup"}]
+        objective = bertkit.objectives.create("chain", objectives=within)
+    else:
+        objective = case
+    model = bertkit.BertClassifier(tiny_encoder(), head, objective=objective)
+    with pytest.raises(InputError) as caught:
+        model.fit(tensors(), labels, micro_batch_size=1, verbose=0)
+    assert str(caught.value) == (
+        f"micro_batch_size is 1, and the {what} compares the rows that are computed at once: one "
+        "alone has none to be compared with. Give 2 or more, or leave it out."
+    )
+
+
 def test_xla_is_refused() -> None:
     model = tiny_model()
     model.compile("adam", jit_compile=True)
@@ -154,3 +208,10 @@ def test_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(training__micro_batch_size=3)
     result = bertkit.run(config, verbose=0)
     assert result.model.micro_batch_size == 3
+
+
+def test_parts_of_one_row_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_tiny_data(tmp_path))
+    config = {**tiny_config(training__micro_batch_size=1), "objective": {"plugin": "mixup"}}
+    with pytest.raises(ConfigError, match=r"^training.micro_batch_size is 1, and the objective c"):
+        bertkit.run(config, verbose=0)

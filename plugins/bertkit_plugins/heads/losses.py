@@ -210,6 +210,8 @@ class PairwiseMargin(keras.losses.Loss):
         scale: of the scores.
     """
 
+    compares_rows = True
+
     def __init__(
         self, margin: float, scale: float, name: str = "pairwise_margin", **kwargs: Any
     ) -> None:

@@ -62,6 +62,11 @@ class TasksLoss(keras.losses.Loss):
         self.columns = [_columns(place) for place in columns]
         self.weights = None if weights is None else list(weights)
 
+    @property
+    def compares_rows(self) -> bool:
+        """Whether a task's loss compares rows."""
+        return any(getattr(loss, "compares_rows", False) for loss in self.of_tasks)
+
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
         """Return the loss, float32 (), of targets and outputs, (B, columns) each, and (B,)."""
         targets, outputs = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)

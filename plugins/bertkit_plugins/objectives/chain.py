@@ -48,6 +48,10 @@ class Chain(Objective):
             one.after_update(model)
 
     @property
+    def compares_rows(self) -> bool:  # type: ignore[override]
+        return any(one.compares_rows for one in self.objectives)
+
+    @property
     def state(self) -> list[Any]:
         return [variable for one in self.objectives for variable in one.state]
 

@@ -24,6 +24,7 @@ class Mixup(Objective):
 
     innermost = True
     reads_embeddings = True
+    compares_rows = True
 
     def __init__(self, alpha: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -28,6 +28,7 @@ class SupervisedContrastive(Objective):
     """
 
     innermost = True
+    compares_rows = True
 
     def __init__(self, weight: float = 0.9, temperature: float = 0.3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
