@@ -132,9 +132,31 @@ def test_coral_shares_its_weights_and_corn_does_not() -> None:
 
 
 @pytest.mark.parametrize("labels", [STARS, ["low", "high"]])
-def test_a_divergence_is_that_of_each_step(labels: list[Any]) -> None:
+def test_a_divergence_of_corn_is_that_of_labels(labels: list[Any]) -> None:
+    head, steps = OrdinalHead(labels=labels, method="corn"), len(labels) - 1
+    one, other = (outputs_of(seed=seed)[:, :steps] for seed in (0, 1))
+    p, q = (head.probabilities(x.astype("float64")) for x in (one, other))
+    found = head.divergence(tf.constant(one), tf.constant(other))
+    np.testing.assert_allclose(found * steps, (p * np.log(p / q)).sum(axis=1), rtol=1e-4, atol=1e-6)
+
+
+def test_a_divergence_of_corn_is_not_lowered_by_reaching_less() -> None:
+    """The first logit has a gradient by its own divergence alone."""
+    head = OrdinalHead(labels=STARS, method="corn")
+    one, other = (tf.constant(outputs_of(seed=seed)) for seed in (0, 1))
+    others = tf.concat([one[:, :1], other[:, 1:]], axis=1)  # the first ones agree
+    with tf.GradientTape() as tape:
+        tape.watch(one)
+        divergence = head.divergence(one, others)
+    gradient = tape.gradient(divergence, one)
+    assert np.abs(gradient[:, 1]).min() > 0
+    np.testing.assert_allclose(gradient[:, 0], 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("labels", [STARS, ["low", "high"]])
+def test_a_divergence_of_coral_is_that_of_each_step(labels: list[Any]) -> None:
     """Also of two labels, which have a single logit."""
-    head = OrdinalHead(labels=labels)
+    head = OrdinalHead(labels=labels, method="coral")
     one, other = (outputs_of(seed=seed)[:, : len(labels) - 1] for seed in (0, 1))
     p, q = sigmoid(one.astype("float64")), sigmoid(other.astype("float64"))
     wanted = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean(axis=1)

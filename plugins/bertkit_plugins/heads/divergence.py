@@ -5,8 +5,14 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def bernoulli_divergence(outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """Return the mean over labels, (B,), of the divergences of yes and no, from (B, labels)."""
+def bernoulli_divergence(
+    outputs: tf.Tensor, others: tf.Tensor, weights: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """Return the mean over labels, (B,), of the divergences of yes and no, from (B, labels).
+
+    Each counts as often as `weights`, (B, labels), say.
+    """
     yes = tf.math.log_sigmoid(outputs) - tf.math.log_sigmoid(others)
     no = tf.math.log_sigmoid(-outputs) - tf.math.log_sigmoid(-others)
-    return tf.reduce_mean(tf.sigmoid(outputs) * yes + tf.sigmoid(-outputs) * no, axis=-1)
+    divergences = tf.sigmoid(outputs) * yes + tf.sigmoid(-outputs) * no
+    return tf.reduce_mean(weights * divergences, axis=-1)

@@ -101,8 +101,16 @@ class OrdinalHead(Head):
         return (self._above(np.asarray(outputs, dtype="float64")) > 0.5).sum(axis=1)
 
     def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-        """Return the mean over logits, (B,), of the divergences of above and not above."""
-        return bernoulli_divergence(outputs, others)
+        """Return the mean over logits, (B,), of the divergences of above and not above.
+
+        Of CORN, a logit counts by the probability that a row is above the label before it, as
+        `outputs` have it, which no gradient lowers. The sum over logits is then the divergence of
+        the one distribution of labels from the other.
+        """
+        if self.method == "coral":
+            return bernoulli_divergence(outputs, others)
+        reached = tf.math.cumprod(tf.sigmoid(outputs), axis=1, exclusive=True)
+        return bernoulli_divergence(outputs, others, tf.stop_gradient(reached))
 
     def decode(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """Return a row: `{"label": the median, "score": its probability, "scores": {label: …}}`."""
