@@ -331,6 +331,23 @@ def test_a_row_without_a_label_is_in_no_contrast() -> None:
     np.testing.assert_allclose(found[known], wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("row", [0, 1])  # of a label of its own, and of one with another row
+def test_a_row_of_weight_0_is_in_no_contrast(row: int) -> None:
+    weight = np.where(np.arange(len(TARGETS)) == row, 0.0, WEIGHTS)
+    counting = weight > 0
+
+    def loss(now: Arithmetic) -> float:
+        x = now.embeddings()
+        pooled = (x * MASK[:, :, None]).sum(1) / MASK.sum(1)[:, None]
+        units = pooled / np.sqrt((pooled**2).sum(1, keepdims=True))
+        contrast = np.zeros(len(weight))
+        contrast[counting] = contrast_by_loops(units[counting], TARGETS[counting], 0.4)
+        return mean(0.4 * now.losses(x) + 0.6 * contrast, weight)
+
+    objective = create("supervised_contrastive", weight=0.6, temperature=0.4)
+    assert_follows(bag_model(objective), loss, weight)
+
+
 @pytest.mark.parametrize("head", ["multi_label", "regression"])
 def test_supervised_contrastive_wants_one_label_a_row(head: str) -> None:
     model = tiny_model(head, objective="supervised_contrastive")

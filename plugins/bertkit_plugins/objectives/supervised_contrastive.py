@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -20,7 +21,8 @@ class SupervisedContrastive(Objective):
     The supervised contrastive loss of Khosla et al. 2020 (https://arxiv.org/abs/2004.11362) on
     the pooled features, mixed with the head's loss as of Gunel et al. 2021
     (https://arxiv.org/abs/2011.01403). A row that has no other of its label in the batch does not
-    count. For heads with one label a row.
+    count, and one without a label, or of weight 0, is compared with none. For heads with one label
+    a row.
 
     Args:
         weight: the share of the contrast in the loss; the head's loss has the rest.
@@ -48,7 +50,7 @@ class SupervisedContrastive(Objective):
         features = step.features()
         logits = step.model.logits_of(features, training=True)
         task = step.task_loss(logits)
-        contrast = step.mean(self.contrast(features["pooled"], step.targets))
+        contrast = step.mean(self.contrast(features["pooled"], _counting(step)))
         return (1 - self.weight) * task + self.weight * contrast, logits
 
     def contrast(self, pooled: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -57,7 +59,7 @@ class SupervisedContrastive(Objective):
         A row whose label is NaN has no contrast, and is in none.
         """
         units = tf.math.l2_normalize(tf.cast(pooled, tf.float32), axis=-1)
-        labels = tf.reshape(tf.cast(targets, tf.float32), (-1,))  # (B,): NaN is like nothing
+        labels = _flat(targets)  # NaN is like nothing
         others = tf.cast(~tf.math.is_nan(labels), tf.float32) * (1.0 - tf.eye(tf.size(labels)))
         alike = tf.cast(labels[:, None] == labels[None, :], tf.float32) * others
         similar = tf.matmul(units, units, transpose_b=True) / self.temperature  # (B, B)
@@ -68,3 +70,16 @@ class SupervisedContrastive(Objective):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weight": self.weight, "temperature": self.temperature}
+
+
+def _counting(step: Step) -> tf.Tensor:
+    """Return the labels of rows, float32 (B,), NaN where a row weighs nothing."""
+    labels = _flat(step.targets)
+    if step.sample_weight is None:
+        return labels
+    return tf.where(_flat(step.sample_weight) > 0, labels, math.nan)
+
+
+def _flat(column: tf.Tensor) -> tf.Tensor:
+    """Return (B,) or (B, 1) as float32 (B,)."""
+    return tf.reshape(tf.cast(column, tf.float32), (-1,))
