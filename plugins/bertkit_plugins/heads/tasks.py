@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from bertkit_plugins.heads.known import OfSome
+from bertkit_plugins.heads.losses import PairwiseMargin
 
 
 class Columns(NamedTuple):
@@ -90,7 +92,9 @@ class TasksLoss(keras.losses.Loss):
             weights *= tf.cast(weight, tf.float32)
         own = place.of_targets(targets)
         kept = known if place.flat else known[:, None]
-        return loss(tf.where(kept, own, 0.0), place.of_outputs(outputs), sample_weight=weights)
+        # A pair with NaN is none, so it is not among those that a pairwise loss divides by.
+        missing = math.nan if isinstance(loss, PairwiseMargin) else 0.0
+        return loss(tf.where(kept, own, missing), place.of_outputs(outputs), sample_weight=weights)
 
     def get_config(self) -> dict[str, Any]:
         losses = [keras.saving.serialize_keras_object(loss) for loss in self.of_tasks]
