@@ -138,6 +138,20 @@ def test_a_divergence_counts_each_task_as_its_loss(weights: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_replica_without_rows_adds_nothing() -> None:
+    head = made(weights="learned")
+    targets, outputs = head.encode_labels(ROWS), outputs_of(head)
+    any_rows = [tf.TensorSpec((None, part.shape[1])) for part in (targets, outputs)]
+
+    @tf.function(input_signature=any_rows)  # of a size that is not known, as in a step
+    def parts(targets: tf.Tensor, outputs: tf.Tensor) -> Any:
+        loss = head.make_loss()(targets, outputs)
+        return loss, tf.gradients(loss, outputs)[0], head.divergence(outputs, outputs)
+
+    loss, gradient, apart = parts(targets[:0], outputs[:0])
+    assert float(loss) == 0 and gradient.shape == (0, head.num_outputs) and apart.shape == (0,)
+
+
 @pytest.mark.parametrize("objective", ["r_drop", "smart", "mixup"])
 def test_objectives_train_several_tasks(objective: str) -> None:
     model = model_of(made(weights="learned"), objective=objective)

@@ -17,7 +17,7 @@ from bertkit.head import Head
 from bertkit.labels import rows_of
 from bertkit.registry import heads as registry
 from bertkit_plugins.heads.options import check_number
-from bertkit_plugins.heads.tasks import Columns, OfTask, TasksLoss
+from bertkit_plugins.heads.tasks import Columns, OfTask, TasksLoss, log_variances
 
 
 class MultiTaskHead(Head):
@@ -166,7 +166,7 @@ class MultiTaskHead(Head):
         """Return the sum of those of the tasks, (B,), each weighted as the task's loss is."""
         weights: Sequence[Any] = self._fixed_weights()
         if self.weights_of_tasks == "learned":
-            weights = tf.unstack(tf.exp(-outputs[0, -len(self.heads) :]))
+            weights = [tf.exp(-log) for log in log_variances(outputs, len(self.heads))]
         return tf.add_n(
             [
                 weight * head.divergence(columns.of_outputs(outputs), columns.of_outputs(others))

@@ -76,8 +76,10 @@ class TasksLoss(keras.losses.Loss):
                 [loss * weight for loss, weight in zip(losses, self.weights, strict=True)]
             )
         rows = tf.ones(tf.shape(outputs)[:1]) if sample_weight is None else sample_weight
-        share = tf.reduce_mean(tf.cast(rows, tf.float32))  # of what weighs nothing, nothing
-        logs = tf.unstack(outputs[0, -len(losses) :])
+        rows = tf.cast(rows, tf.float32)
+        # Of what weighs nothing, nothing; nor of a batch without rows.
+        share = tf.math.divide_no_nan(tf.reduce_sum(rows), tf.cast(tf.size(rows), tf.float32))
+        logs = log_variances(outputs, len(losses))
         return tf.add_n(
             [tf.exp(-s) * loss + share * s / 2 for s, loss in zip(logs, losses, strict=True)]
         )
@@ -138,6 +140,11 @@ class OfTask(OfSome):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "columns": [*self.columns]}
+
+
+def log_variances(outputs: tf.Tensor, tasks: int) -> list[tf.Tensor]:
+    """Return the last columns of outputs, () each, the same in every row; 0 without rows."""
+    return tf.unstack(tf.reduce_sum(outputs[:1, -tasks:], axis=0), tasks)
 
 
 def _columns(place: Sequence[Any]) -> Columns:
