@@ -78,7 +78,7 @@ class Step:
     def mean(self, values: tf.Tensor) -> tf.Tensor:
         """Return the mean over rows of (B,), as the loss takes it: weighted, shared by replicas.
 
-        Of no rows, which a replica may have, it is 0.
+        It is 0 of a batch without rows, which a replica has when the last one is short.
         """
         weight = self.sample_weight
         if weight is not None:
