@@ -1,4 +1,4 @@
-"""What people give to `compile` by name, read as the head means it.
+"""What people give to `compile`: names, read as the head means them, and losses that compare rows.
 
 Keras reads "accuracy" off shapes and takes numbers for probabilities, and a classifier's outputs
 are logits: on them a name would silently measure, or train, something else.
@@ -55,3 +55,12 @@ def named_metrics(metrics: Any, head: Head) -> Any:
             metric = known[name]
         found.append(metric)
     return found
+
+
+def compares_rows(loss: Any) -> bool:
+    """Return whether a loss, or one of several as `compile` takes them, compares rows.
+
+    It says so by an attribute `compares_rows` that is true: what it is of a batch is then no mean
+    over rows, and a row whose target is NaN is compared with none.
+    """
+    return any(getattr(one, "compares_rows", False) for one in keras.tree.flatten(loss))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import keras
 import tensorflow as tf
 
+from bertkit.compiling import compares_rows
 from bertkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,16 +23,14 @@ def check_compared(size: int | None, loss: Any, objective: Objective | None) -> 
 
     Args:
         size: the rows of a part, if a batch is computed in parts.
-        loss: one, or several, as `compile` takes them; one with an attribute `compares_rows` that
-            is true compares them.
+        loss: one, or several, as `compile` takes them.
         objective: what a step minimizes, if not the loss alone.
 
     Raises:
         InputError: the loss or the objective would have nothing to compare.
     """
-    losses = keras.tree.flatten(loss)
     comparing = {
-        "loss": any(getattr(one, "compares_rows", False) for one in losses),
+        "loss": compares_rows(loss),
         "objective": objective is not None and objective.compares_rows,
     }
     for what, compares in comparing.items():

@@ -171,7 +171,7 @@ class Registry(Generic[Contract]):
             PluginError: its class is not registered.
         """
         config = part.get_config()
-        for name in ("name", "trainable", "dtype"):  # the outer part's to set
+        for name in OF_EVERY_LAYER:  # the outer part's to set
             config.pop(name, None)
         return {"plugin": self.name_of(type(part)), **config}
 

@@ -101,6 +101,49 @@ def test_learned_weights_are_those_of_the_tasks_uncertainty() -> None:
     assert np.abs(np.array(model.head.log_variances)).min() > 1e-4
 
 
+LOSSES: list[tuple[str, dict[str, Any]]] = [
+    ("binary", {}),
+    ("binary", {"loss": "focal", "label_smoothing": 0.1, "pos_weight": 3.0}),
+    ("binary", {"ignore_missing": True}),
+    ("multiclass", {}),
+    ("multiclass", {"loss": "focal", "class_balance": 0.9}),
+    ("multiclass", {"logit_adjustment": 1.0, "label_smoothing": 0.1, "ignore_missing": True}),
+    ("multi_label", {"pos_weight": "balanced"}),
+    ("multi_label", {"loss": "asymmetric"}),
+    ("ordinal", {"method": "corn"}),
+    ("ordinal", {"method": "coral", "ignore_missing": True}),
+    ("regression", {}),
+    ("regression", {"ignore_missing": True}),
+    ("regression", {"loss": "pairwise_margin"}),
+]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("plugin", "options"), LOSSES)
+def test_every_loss_is_that_of_the_rows_with_the_label(
+    plugin: str, options: dict[str, Any], weighted: bool
+) -> None:
+    labels = LABELS["multiclass" if plugin == "ordinal" else plugin]
+    known = np.arange(len(labels)) % 3 != 1
+    own = [label for label, there in zip(labels, known, strict=True) if there]
+    alone = bertkit.heads.create(plugin, **options)
+    alone.adapt(own)
+    heads = {"own": bertkit.heads.described(alone), "other": {"plugin": "binary", "labels": [0, 1]}}
+    head = bertkit.heads.create("multi_task", heads=heads, weights={"other": 0.0})
+    rows = [
+        {"own": label, "other": 1} if there else {"other": 0}
+        for label, there in zip(labels, known, strict=True)
+    ]
+    outputs = outputs_of(head)
+    weights = np.linspace(0.2, 2, len(labels)).astype("float32") if weighted else None
+    of_own = None if weights is None else weights[known]
+    expected = float(alone.make_loss()(alone.encode_labels(own), outputs[known, :-1], of_own))
+    # Each is a mean over the rows of the batch, but for that over pairs.
+    share = 1.0 if options.get("loss") == "pairwise_margin" else known.mean()
+    found = float(head.make_loss()(head.encode_labels(rows), outputs, weights))
+    assert found == pytest.approx(expected * share, rel=1e-5)
+
+
 def test_pairs_are_those_of_rows_with_the_label() -> None:
     rank = {"plugin": "regression", "loss": "pairwise_margin", "scale": 1.0, "center": 0.0}
     heads = {"rank": rank, "stars": HEADS["stars"]}
@@ -134,8 +177,14 @@ def test_a_divergence_counts_each_task_as_its_loss(weights: Any) -> None:
         factor * head.heads[name].divergence(one[:, place], other[:, place]).numpy()
         for factor, (name, place) in zip(factors, places.items(), strict=True)
     )
-    found = head.divergence(tf.constant(one), tf.constant(other))
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(one)
+        found = head.divergence(variable, tf.constant(other))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gradient = tf.convert_to_tensor(tape.gradient(found, variable)).numpy()
+    assert np.abs(gradient[:, places["stars"]]).max() > 1e-3
+    if weights == "learned":
+        assert not gradient[:, -3:].any()
 
 
 def test_a_replica_without_rows_adds_nothing() -> None:
@@ -185,9 +234,7 @@ def test_mixup_mixes_the_losses_of_tasks() -> None:
 def test_objectives_that_several_tasks_cannot_have() -> None:
     pairs = {"plugin": "regression", "loss": "pairwise_margin"}
     head = bertkit.heads.create("multi_task", heads={**HEADS, "value": pairs})
-    with pytest.raises(
-        InputError, match=r"mixup mixes .* pairwise_margin has none: .*\. Take the l"
-    ):
+    with pytest.raises(InputError, match=r"mixup mixes .*, and this loss has none: .*\. Take an"):
         model_of(head, objective="mixup").fit(TEXTS, ROWS, verbose=0)
     with pytest.raises(InputError, match="wants a head with one label a row"):
         model_of(made(), objective="supervised_contrastive").fit(TEXTS, ROWS, verbose=0)

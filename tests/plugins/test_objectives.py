@@ -216,8 +216,9 @@ def test_mixup_refuses_a_loss_of_pairs() -> None:
     with pytest.raises(InputError) as caught:
         model.fit(TEXTS, LABELS["regression"], verbose=0)
     assert str(caught.value) == (
-        "The objective mixup mixes the losses of single rows, and pairwise_margin has none: it "
-        "compares pairs. Take the loss squared_error, or another objective."
+        "The objective mixup mixes the losses of single rows, and this loss has none: it compares "
+        "rows. Take another, such as squared_error in place of pairwise_margin, or another "
+        "objective."
     )
 
 

@@ -26,7 +26,7 @@ class MultiTaskHead(Head):
     The label of a row is a mapping from tasks to labels. A row that has none of a task adds nothing
     to that task: rows of several data sets go together, and so do several labels of one row. The
     loss is the weighted sum of the tasks' losses, each a mean over all rows of the batch, so a
-    task counts as often as it has rows.
+    task counts as often as it has rows. That of pairs of rows is a mean over the task's pairs.
 
     Args:
         heads: by the name of the task; each a mapping of `plugin` and its arguments.
@@ -163,10 +163,15 @@ class MultiTaskHead(Head):
         )
 
     def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-        """Return the sum of those of the tasks, (B,), each weighted as the task's loss is."""
+        """Return the sum of those of the tasks, (B,), each weighted as the task's loss is.
+
+        It has no gradient by learned weights, which are the losses' to set.
+        """
         weights: Sequence[Any] = self._fixed_weights()
         if self.weights_of_tasks == "learned":
-            weights = [tf.exp(-log) for log in log_variances(outputs, len(self.heads))]
+            weights = [
+                tf.exp(tf.stop_gradient(-log)) for log in log_variances(outputs, len(self.heads))
+            ]
         return tf.add_n(
             [
                 weight * head.divergence(columns.of_outputs(outputs), columns.of_outputs(others))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from bertkit.compiling import compares_rows
 from bertkit_plugins.heads.known import OfSome
-from bertkit_plugins.heads.losses import PairwiseMargin
 
 
 class Columns(NamedTuple):
@@ -67,7 +67,7 @@ class TasksLoss(keras.losses.Loss):
     @property
     def compares_rows(self) -> bool:
         """Whether a task's loss compares rows."""
-        return any(getattr(loss, "compares_rows", False) for loss in self.of_tasks)
+        return compares_rows(self.of_tasks)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
         """Return the loss, float32 (), of targets and outputs, (B, columns) each, and (B,)."""
@@ -101,8 +101,8 @@ class TasksLoss(keras.losses.Loss):
             weights *= tf.cast(weight, tf.float32)
         own = place.of_targets(targets)
         kept = known if place.flat else known[:, None]
-        # A pair with NaN is none, so it is not among those that a pairwise loss divides by.
-        missing = math.nan if isinstance(loss, PairwiseMargin) else 0.0
+        # A pair with NaN is none, so it is not among those that such a loss divides by.
+        missing = math.nan if compares_rows(loss) else 0.0
         return loss(tf.where(kept, own, missing), place.of_outputs(outputs), sample_weight=weights)
 
     def get_config(self) -> dict[str, Any]:

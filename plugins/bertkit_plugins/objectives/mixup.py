@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from bertkit.compiling import compares_rows
 from bertkit.errors import InputError
 from bertkit.objective import Objective, Step
-from bertkit_plugins.heads.losses import PairwiseMargin
-from bertkit_plugins.heads.tasks import TasksLoss
 from bertkit_plugins.objectives.checks import above_zero
 
 if TYPE_CHECKING:
@@ -23,7 +22,8 @@ class Mixup(Objective):
     Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) on word embeddings, as of Guo, Mao
     and Zhang 2019 (https://arxiv.org/abs/1905.08941): each row is mixed with another of its batch,
     and its loss is the mix of both rows' losses, to which a missing label adds nothing. Metrics of
-    training see mixed rows too.
+    training see mixed rows too. Positions and segment ids are the first row's: of pairs of texts,
+    where the second text begins is not mixed.
 
     Args:
         alpha: of the Beta(alpha, alpha) that a row's share is drawn from; at 1 it is uniform.
@@ -40,10 +40,11 @@ class Mixup(Objective):
 
     def begin(self, model: BertClassifier) -> None:
         super().begin(model)
-        if any(map(_compares_rows, keras.tree.flatten(model.loss))):
+        if compares_rows(model.loss):
             raise InputError(
-                "The objective mixup mixes the losses of single rows, and pairwise_margin has "
-                "none: it compares pairs. Take the loss squared_error, or another objective."
+                "The objective mixup mixes the losses of single rows, and this loss has none: it "
+                "compares rows. Take another, such as squared_error in place of pairwise_margin, "
+                "or another objective."
             )
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:
@@ -81,13 +82,6 @@ class Mixup(Objective):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha}
-
-
-def _compares_rows(loss: Any) -> bool:
-    """Return whether a loss, or that of a task within it, is one of pairs of rows."""
-    if isinstance(loss, TasksLoss):
-        return any(map(_compares_rows, loss.of_tasks))
-    return isinstance(loss, PairwiseMargin)
 
 
 def _mix(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
