@@ -76,13 +76,17 @@ class Step:
         return self.model.compute_loss(self.inputs, targets, logits, weight, training=True)
 
     def mean(self, values: tf.Tensor) -> tf.Tensor:
-        """Return the mean over rows of (B,), as the loss takes it: weighted, shared by replicas."""
+        """Return the mean over rows of (B,), as the loss takes it: weighted, shared by replicas.
+
+        It is 0 of a batch without rows, which a replica has when the last one is short.
+        """
         weight = self.sample_weight
         if weight is not None:
             weight = tf.cast(tf.convert_to_tensor(weight), values.dtype)
             values *= tf.reduce_mean(weight, axis=-1) if weight.shape.rank == 2 else weight
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return tf.reduce_mean(values) / replicas
+        rows = tf.cast(tf.size(values), values.dtype)
+        return tf.math.divide_no_nan(tf.reduce_sum(values), rows) / replicas
 
     def embeddings(self) -> tf.Tensor:
         """Return the token embeddings of the batch, float32 (B, T, E)."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import bertkit
 from bertkit.errors import InputError
+from bertkit.objective import Step
 from bertkit.testing import check_head
 from bertkit.training.optimizer import AdamW
 from tests.tiny_models import LABELS, TEXTS, tiny_encoder
@@ -98,6 +99,98 @@ def test_learned_weights_are_those_of_the_tasks_uncertainty() -> None:
     model.compile(AdamW(1e-2), metrics=[])
     model.fit(TEXTS, ROWS, epochs=3, verbose=0)
     assert np.abs(np.array(model.head.log_variances)).min() > 1e-4
+
+
+def test_pairs_are_those_of_rows_with_the_label() -> None:
+    rank = {"plugin": "regression", "loss": "pairwise_margin", "scale": 1.0, "center": 0.0}
+    heads = {"rank": rank, "stars": HEADS["stars"]}
+    head = bertkit.heads.create("multi_task", heads=heads, weights={"stars": 0.0})
+    labels = [-1.0, None, 2.0, None, 0.5]
+    targets = head.encode_labels(
+        [{"stars": 0} if one is None else {"rank": one, "stars": 1} for one in labels]
+    )
+    outputs = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    losses = [
+        max(0.0, 1.0 - float(outputs[i, 0]) + float(outputs[j, 0]))
+        for i, one in enumerate(labels)
+        for j, other in enumerate(labels)
+        if one is not None and other is not None and one > other
+    ]
+    assert len(losses) == 3
+    assert float(head.make_loss()(targets, outputs)) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, {"tags": 0.5, "value": 0.0}, "learned"])
+def test_a_divergence_counts_each_task_as_its_loss(weights: Any) -> None:
+    head = made(weights=weights)
+    places, one = columns_of(head), outputs_of(head)
+    other = one[::-1].copy()
+    logs = np.array([0.3, -0.5, 1.1])
+    factors = [(weights or {}).get(name, 1.0) for name in HEADS] if weights != "learned" else []
+    if weights == "learned":
+        one[:, -3:] = other[:, -3:] = logs
+        factors = list(np.exp(-logs))
+    expected = sum(
+        factor * head.heads[name].divergence(one[:, place], other[:, place]).numpy()
+        for factor, (name, place) in zip(factors, places.items(), strict=True)
+    )
+    found = head.divergence(tf.constant(one), tf.constant(other))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_replica_without_rows_adds_nothing() -> None:
+    head = made(weights="learned")
+    targets, outputs = head.encode_labels(ROWS), outputs_of(head)
+    any_rows = [tf.TensorSpec((None, part.shape[1])) for part in (targets, outputs)]
+
+    @tf.function(input_signature=any_rows)  # of a size that is not known, as in a step
+    def parts(targets: tf.Tensor, outputs: tf.Tensor) -> Any:
+        loss = head.make_loss()(targets, outputs)
+        return loss, tf.gradients(loss, outputs)[0], head.divergence(outputs, outputs)
+
+    loss, gradient, apart = parts(targets[:0], outputs[:0])
+    assert float(loss) == 0 and gradient.shape == (0, head.num_outputs) and apart.shape == (0,)
+
+
+@pytest.mark.parametrize("objective", ["r_drop", "smart", "mixup"])
+def test_objectives_train_several_tasks(objective: str) -> None:
+    model = model_of(made(weights="learned"), objective=objective)
+    history = model.fit(TEXTS, ROWS, batch_size=4, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_mixup_mixes_the_losses_of_tasks() -> None:
+    """A row's loss is that of its own labels and that of the other's, by its share."""
+    model = model_of(made(), objective="mixup")
+    model.head.dropout = 0.0
+    model.compile(AdamW(0.0), model.head.make_loss(), metrics=[])
+    mixup, targets = model.objective, model.head.encode_labels(ROWS)
+    seeds = keras.random.SeedGenerator()
+    seeds.state.assign(mixup.seed_generator.state)
+    one, other = (tf.random.stateless_gamma([len(ROWS)], seeds.next(), 1.0) for _ in range(2))
+    share = np.asarray(one / (one + other))
+    others = np.argsort(tf.random.stateless_uniform([len(ROWS)], seeds.next()).numpy())
+    inputs = model.preprocessor(tf.constant(TEXTS))
+    with tf.GradientTape() as tape:
+        found, logits = Step(model, inputs, tf.constant(targets), None, tape).loss_of(mixup)
+    loss = model.head.make_loss()
+    expected = sum(
+        share[row] * float(loss(targets[[row]], logits[row : row + 1]))
+        + (1 - share[row]) * float(loss(targets[[others[row]]], logits[row : row + 1]))
+        for row in range(len(ROWS))
+    ) / len(ROWS)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_objectives_that_several_tasks_cannot_have() -> None:
+    pairs = {"plugin": "regression", "loss": "pairwise_margin"}
+    head = bertkit.heads.create("multi_task", heads={**HEADS, "value": pairs})
+    with pytest.raises(
+        InputError, match=r"mixup mixes .* pairwise_margin has none: .*\. Take the l"
+    ):
+        model_of(head, objective="mixup").fit(TEXTS, ROWS, verbose=0)
+    with pytest.raises(InputError, match="wants a head with one label a row"):
+        model_of(made(), objective="supervised_contrastive").fit(TEXTS, ROWS, verbose=0)
 
 
 def test_a_task_without_rows_in_a_batch_gets_no_gradient() -> None:

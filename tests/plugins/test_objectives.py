@@ -183,6 +183,44 @@ def test_mixup_mixes_embeddings_and_losses(weight: Any) -> None:
     assert_follows(model, loss, weight)
 
 
+def test_mixup_takes_nothing_from_a_label_that_is_missing() -> None:
+    keras.utils.set_random_seed(0)
+    head = bertkit.heads.create("multiclass", labels=[0, 1, 2], dropout=0.0, ignore_missing=True)
+    model = bertkit.BertClassifier(tiny_encoder(), head, objective="mixup")
+    model.compile(keras.optimizers.SGD(0.0), head.make_loss(), metrics=[])
+    seeds = keras.random.SeedGenerator()
+    seeds.state.assign(model.objective.seed_generator.state)
+    one, other = (tf.random.stateless_gamma([4], seeds.next(), 1.0).numpy() for _ in range(2))
+    share = np.float64(one / (one + other))
+    others = np.argsort(tf.random.stateless_uniform([4], seeds.next()).numpy())
+    targets = np.array([0, np.nan, 2, 1], "float32")
+    with tf.GradientTape() as tape:
+        step = Step(model, INPUTS, tf.constant(targets), None, tape)
+        loss, logits = step.loss_of(model.objective)
+    logs = np.log(softmax(np.float64(logits)))
+
+    def losses(targets: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(targets)
+        return np.where(known, -logs[np.arange(4), np.where(known, targets, 0).astype(int)], 0)
+
+    expected = (share * losses(targets) + (1 - share) * losses(targets[others])).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    gradients = tape.gradient(loss, model.trainable_weights)
+    assert all(np.isfinite(tf.convert_to_tensor(g)).all() for g in gradients if g is not None)
+
+
+def test_mixup_refuses_a_loss_of_pairs() -> None:
+    head = bertkit.heads.create("regression", loss="pairwise_margin")
+    text = bertkit.preprocessors.create("single_text", sequence_length=32)
+    model = bertkit.BertClassifier(tiny_encoder(), head, text, "mixup")
+    with pytest.raises(InputError) as caught:
+        model.fit(TEXTS, LABELS["regression"], verbose=0)
+    assert str(caught.value) == (
+        "The objective mixup mixes the losses of single rows, and pairwise_margin has none: it "
+        "compares pairs. Take the loss squared_error, or another objective."
+    )
+
+
 def test_smart_smooths_and_holds_back() -> None:
     options = {"smoothness": 5.0, "proximity": 3.0, "noise": 0.1, "step_size": 0.2}
     model = bag_model(create("smart", **options))

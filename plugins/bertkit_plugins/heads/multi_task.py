@@ -17,7 +17,7 @@ from bertkit.head import Head
 from bertkit.labels import rows_of
 from bertkit.registry import heads as registry
 from bertkit_plugins.heads.options import check_number
-from bertkit_plugins.heads.tasks import Columns, OfTask, TasksLoss
+from bertkit_plugins.heads.tasks import Columns, OfTask, TasksLoss, log_variances
 
 
 class MultiTaskHead(Head):
@@ -117,11 +117,13 @@ class MultiTaskHead(Head):
 
     def make_loss(self) -> keras.losses.Loss:
         losses = [head.make_loss() for head in self.heads.values()]
+        learned = self.weights_of_tasks == "learned"
+        return TasksLoss(losses, self._columns(), None if learned else self._fixed_weights())
+
+    def _fixed_weights(self) -> list[float]:
         weights = self.weights_of_tasks
-        fixed = [1.0] * len(losses)
-        if isinstance(weights, Mapping):
-            fixed = [float(weights.get(name, 1.0)) for name in self.heads]
-        return TasksLoss(losses, self._columns(), None if weights == "learned" else fixed)
+        given = weights if isinstance(weights, Mapping) else {}
+        return [float(given.get(name, 1.0)) for name in self.heads]
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
         return [
@@ -161,11 +163,16 @@ class MultiTaskHead(Head):
         )
 
     def divergence(self, outputs: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-        """Return the sum of those of the tasks, (B,)."""
+        """Return the sum of those of the tasks, (B,), each weighted as the task's loss is."""
+        weights: Sequence[Any] = self._fixed_weights()
+        if self.weights_of_tasks == "learned":
+            weights = [tf.exp(-log) for log in log_variances(outputs, len(self.heads))]
         return tf.add_n(
             [
-                head.divergence(columns.of_outputs(outputs), columns.of_outputs(others))
-                for head, columns in zip(self.heads.values(), self._columns(), strict=True)
+                weight * head.divergence(columns.of_outputs(outputs), columns.of_outputs(others))
+                for weight, head, columns in zip(
+                    weights, self.heads.values(), self._columns(), strict=True
+                )
             ]
         )
 

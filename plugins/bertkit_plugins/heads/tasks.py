@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from bertkit_plugins.heads.known import OfSome
+from bertkit_plugins.heads.losses import PairwiseMargin
 
 
 class Columns(NamedTuple):
@@ -74,8 +76,10 @@ class TasksLoss(keras.losses.Loss):
                 [loss * weight for loss, weight in zip(losses, self.weights, strict=True)]
             )
         rows = tf.ones(tf.shape(outputs)[:1]) if sample_weight is None else sample_weight
-        share = tf.reduce_mean(tf.cast(rows, tf.float32))  # of what weighs nothing, nothing
-        logs = tf.unstack(outputs[0, -len(losses) :])
+        rows = tf.cast(rows, tf.float32)
+        # Of what weighs nothing, nothing; nor of a batch without rows.
+        share = tf.math.divide_no_nan(tf.reduce_sum(rows), tf.cast(tf.size(rows), tf.float32))
+        logs = log_variances(outputs, len(losses))
         return tf.add_n(
             [tf.exp(-s) * loss + share * s / 2 for s, loss in zip(logs, losses, strict=True)]
         )
@@ -90,7 +94,9 @@ class TasksLoss(keras.losses.Loss):
             weights *= tf.cast(weight, tf.float32)
         own = place.of_targets(targets)
         kept = known if place.flat else known[:, None]
-        return loss(tf.where(kept, own, 0.0), place.of_outputs(outputs), sample_weight=weights)
+        # A pair with NaN is none, so it is not among those that a pairwise loss divides by.
+        missing = math.nan if isinstance(loss, PairwiseMargin) else 0.0
+        return loss(tf.where(kept, own, missing), place.of_outputs(outputs), sample_weight=weights)
 
     def get_config(self) -> dict[str, Any]:
         losses = [keras.saving.serialize_keras_object(loss) for loss in self.of_tasks]
@@ -134,6 +140,11 @@ class OfTask(OfSome):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "columns": [*self.columns]}
+
+
+def log_variances(outputs: tf.Tensor, tasks: int) -> list[tf.Tensor]:
+    """Return the last columns of outputs, () each, the same in every row; 0 without rows."""
+    return tf.unstack(tf.reduce_sum(outputs[:1, -tasks:], axis=0), tasks)
 
 
 def _columns(place: Sequence[Any]) -> Columns:

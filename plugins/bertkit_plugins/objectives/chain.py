@@ -57,8 +57,6 @@ class Chain(Objective):
 
 
 def _made(described: Any) -> Objective:
-    if isinstance(described, Objective):
-        return described
     if not isinstance(described, Mapping) or not isinstance(described.get("plugin"), str):
         raise InputError(
             f"{shown(described)} is no objective. Give a mapping of its plugin and its arguments, "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
+from bertkit.errors import InputError
 from bertkit.objective import Objective, Step
+from bertkit_plugins.heads.losses import PairwiseMargin
+from bertkit_plugins.heads.tasks import TasksLoss
 from bertkit_plugins.objectives.checks import above_zero
+
+if TYPE_CHECKING:
+    from bertkit.classifier import BertClassifier
 
 
 class Mixup(Objective):
@@ -16,7 +22,8 @@ class Mixup(Objective):
 
     Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) on word embeddings, as of Guo, Mao
     and Zhang 2019 (https://arxiv.org/abs/1905.08941): each row is mixed with another of its batch,
-    and its loss is the mix of both rows' losses. Metrics of training see mixed rows too.
+    and its loss is the mix of both rows' losses, to which a missing label adds nothing. Metrics of
+    training see mixed rows too.
 
     Args:
         alpha: of the Beta(alpha, alpha) that a row's share is drawn from; at 1 it is uniform.
@@ -29,6 +36,14 @@ class Mixup(Objective):
         super().__init__(**kwargs)
         self.alpha = above_zero("alpha", alpha)
         self.seed_generator = keras.random.SeedGenerator()
+
+    def begin(self, model: BertClassifier) -> None:
+        super().begin(model)
+        if any(map(_compares_rows, keras.tree.flatten(model.loss))):
+            raise InputError(
+                "The objective mixup mixes the losses of single rows, and pairwise_margin has "
+                "none: it compares pairs. Take the loss squared_error, or another objective."
+            )
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:
         mask = step.inputs["padding_mask"]  # (B, T)
@@ -65,6 +80,13 @@ class Mixup(Objective):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha}
+
+
+def _compares_rows(loss: Any) -> bool:
+    """Return whether a loss, or that of a task within it, is one of pairs of rows."""
+    if isinstance(loss, TasksLoss):
+        return any(map(_compares_rows, loss.of_tasks))
+    return isinstance(loss, PairwiseMargin)
 
 
 def _mix(one: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
