@@ -205,6 +205,7 @@ def put_in_place(stage: Path, folder: Path, replace: bool) -> None:
     """
     old = stage.with_name(f"{stage.name}.old")
     if replace and folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a process that was killed below
         folder.rename(old)
     try:
         stage.rename(folder)

@@ -19,6 +19,8 @@ from bertkit.training.checkpoint_files import CheckpointFolder
 from bertkit.training.divergence import ABOUT, BATCH
 
 CHECKPOINTS = "checkpoint"
+# What of `training` may differ in a run that goes on.
+_MAY_CHANGE = ("checkpoint_minutes", "on_divergence", "max_gradient_norm")
 # What a run that goes on does not write again.
 _KEPT = (CHECKPOINTS, "logs", "head_history.csv", BATCH, ABOUT)
 
@@ -34,7 +36,10 @@ def checkpoints_of(folder: Path) -> Path:
 
 
 def settings_of(config: ExperimentConfig) -> dict[str, Any]:
-    """Return what a run that goes on must not change, by key; of the data, rows count as well."""
+    """Return what a run that goes on must not change, by key; of the data, rows count as well.
+
+    What only decides when training stops, or is rolled back, may change.
+    """
     tree = dataclasses.asdict(config)
     settings = {"seed": config.seed, "data.temperature": config.data.temperature}
     for kind in REGISTRIES:
@@ -43,7 +48,8 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
         settings |= {f"{kind}.plugin": tree[kind]["plugin"]}
         settings |= {f"{kind}.{key}": value for key, value in tree[kind]["arguments"].items()}
     settings |= {f"training.{key}": value for key, value in tree["training"].items()}
-    del settings["training.checkpoint_minutes"]
+    for key in _MAY_CHANGE:
+        del settings[f"training.{key}"]
     return cast("dict[str, Any]", json.loads(json.dumps(settings)))  # a tuple comes back a list
 
 
@@ -92,8 +98,8 @@ def unfinished(
 ) -> Iterator[Path]:
     """Yield a folder that becomes `folder` when the block ends without an error.
 
-    If it does not, the folder stays for as long as there is a checkpoint in it, unless the config
-    was at fault.
+    If it does not, the folder stays for as long as there is a checkpoint in it, and with the batch
+    of a training that diverged. Where the config was at fault from the beginning, all goes.
 
     Args:
         folder: where the run is to stand.
@@ -111,16 +117,16 @@ def unfinished(
     with checkpoints.locked():
         if resume and not checkpoints.files():
             on_note(f"There is nothing to resume in {stage}, so training begins at its beginning.")
-        _clear(stage, checkpoints, resume and bool(checkpoints.files()))
+        going_on = resume and bool(checkpoints.files())
+        _clear(stage, checkpoints, going_on)
         try:
             yield stage
         except BaseException as error:
-            if isinstance(error, DivergenceError):
-                checkpoints.clear()  # they lead there again; what is to be looked at stays
-            elif isinstance(error, ConfigError) or not checkpoints.files():
+            at_fault = isinstance(error, ConfigError) and not going_on
+            if checkpoints.files() and not at_fault:
+                on_note(f"What was trained is kept in {stage}. {_ways_on(error)}")
+            elif not isinstance(error, DivergenceError):
                 shutil.rmtree(stage, ignore_errors=True)
-            else:
-                on_note(f"What was trained is kept in {stage}. Pass --resume to go on.")
             raise
         try:
             put_in_place(stage, folder, overwrite)
@@ -130,6 +136,15 @@ def unfinished(
                 f"meanwhile. What was finished is kept in {stage}; rename it."
             ) from error
         tidy(folder)  # not before: killed in between, the run goes on from its checkpoints
+
+
+def _ways_on(error: BaseException) -> str:
+    if isinstance(error, DivergenceError):
+        return (
+            "Pass --resume with training.on_divergence=roll_back to go on from there at a lower "
+            "learning rate, or --overwrite to begin anew."
+        )
+    return "Pass --resume to go on."
 
 
 def tidy(folder: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,12 +49,14 @@ class CheckpointFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._locked = False
+        self._sound: set[Path] = set()  # those that this object has written or read
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out for a block; within another such block, do nothing.
 
-        The lock is the system's, and ends with the process however that ends.
+        The lock is the system's, and ends with the process however that ends. On Windows there is
+        none.
 
         Raises:
             ArtifactError: another process has it, or the folder cannot be made.
@@ -66,7 +68,7 @@ class CheckpointFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context((self.path / LOCK).open("ab"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
                 still = os.fstat(file.fileno()).st_ino == (self.path / LOCK).stat().st_ino
             except (BlockingIOError, FileNotFoundError):  # the latter: its owner has just finished
                 still = False
@@ -116,16 +118,17 @@ class CheckpointFolder:
         for path in self.files():
             saved = _read(path)
             if saved is not None:
+                self._sound.add(path)
                 yield saved
             else:
                 on_damage(f"The checkpoint {path} is damaged: the one before it is taken, if any.")
 
     def write(self, saved: Saved, instead: bool = False) -> None:
-        """Write a checkpoint; the one before it stays, and those before that go.
+        """Write a checkpoint; the newest sound one stays, and all others go.
 
         Args:
             saved: what is written.
-            instead: whether it stands in for the newest one, so that the one before that stays.
+            instead: whether it stands in for the newest one, so that one before that stays.
 
         Raises:
             ArtifactError: it cannot be written; the one before it is still there.
@@ -134,25 +137,31 @@ class CheckpointFolder:
         number = 1 + int(files[0].name.partition("-")[0]) if files else 1
         partial = self.path / "partial"
         try:
-            for path in files[:1] if instead and files[1:] else files[1:]:
-                path.unlink()
+            kept = next(filter(self._is_sound, files[1:] + files[:1] if instead else files), None)
+            for other in files:
+                if other != kept:
+                    other.unlink()
             with partial.open("wb") as file:
                 digest = _write(file, saved)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.rename(self.path / f"{number:08d}-{digest}.npz")
+            path = partial.rename(self.path / f"{number:08d}-{digest}.npz")
             _sync(self.path)
+            self._sound.add(path)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             size = sum(array.nbytes for array in saved.arrays.values()) / 1e6
-            kept = f" The one before it is kept in {self.path}." if files else ""
+            left = f" The one before it is kept in {self.path}." if self.files() else ""
             raise ArtifactError(
-                f"A checkpoint cannot be written ({error.strerror}).{kept} "
+                f"A checkpoint cannot be written ({error.strerror}).{left} "
                 + (f"Two of them take {2 * size:.1f} MB: make room" if full else "Mend that")
-                + (" and go on with --resume." if files else ", or choose another output_dir.")
+                + (" and go on with --resume." if left else ", or choose another output_dir.")
             ) from error
         finally:
             partial.unlink(missing_ok=True)
+
+    def _is_sound(self, path: Path) -> bool:
+        return path in self._sound or _read(path) is not None
 
 
 def _write(file: BinaryIO, saved: Saved) -> str:
@@ -200,8 +209,22 @@ class _Hashed(io.RawIOBase):
         return self._file.write(data)
 
 
+def _lock(file: BinaryIO) -> None:
+    """Lock a file for this process.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _sync(folder: Path) -> None:
-    """Have a rename in a folder outlast a power cut."""
+    """Have a rename in a folder outlast a power cut; Windows cannot open a folder for that."""
+    if sys.platform == "win32":
+        return
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from bertkit.errors import ArtifactError
@@ -209,3 +210,6 @@ def give_callbacks(
             left.remove(found)
             for attribute, value in found[1].items():
                 setattr(callback, attribute, unpack(value, arrays))
+            # Keras turns the sign of its `min_delta` once it has found out which way is better.
+            if isinstance(callback, MonitorCallback) and callback.monitor_op is None:
+                callback.min_delta = abs(callback.min_delta)

@@ -346,3 +346,12 @@ def test_staged_follows_links(tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
         assert set(snapshot(tmp_path / "disk")) == {"run", f"run/{name}"}
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "run"}
+
+
+def test_what_a_killed_process_left_aside_is_not_in_the_way(tmp_path: Path) -> None:
+    for name, content in (("run", "then"), ("run.unfinished", "now"), ("run.unfinished.old", "?")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(content)
+    artifact.put_in_place(tmp_path / "run.unfinished", tmp_path / "run", replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "file").read_text() == "now"

@@ -27,7 +27,14 @@ HEAVY = {"tensorflow", "keras", "keras_hub", "tensorflow_text", "sklearn", "scip
 # What plugins of several kinds that read one source have in common.
 SHARED = {
     f"bertkit_plugins.encoders.{name}"
-    for name in ("saved_model_safety", "tfhub_resolve", "huggingface_weights", "sources")
+    for name in (
+        "huggingface_weights",
+        "saved_model_graph",
+        "saved_model_interface",
+        "saved_model_safety",
+        "sources",
+        "tfhub_resolve",
+    )
 }
 # A function that makes an encoder, and the class it makes, which a saved model names.
 MADE = {"bertkit_plugins.encoders.tfhub": {"bertkit_plugins.encoders.saved_model"}}

@@ -21,6 +21,7 @@ from bertkit.errors import ArtifactError, InputError, TrainingError
 from bertkit.training import state
 from bertkit.training.checkpoint_files import CheckpointFolder, Saved
 from bertkit.training.optimizer import AdamW
+from tests.processes import files_of_at_most
 from tests.tiny_models import LABELS, TEXTS, assert_same, tensors, tiny_model, weights_of
 
 ROWS = TEXTS * 3  # 33 rows, 9 batches of 4
@@ -348,6 +349,19 @@ def test_damage_is_found_wherever_it_is(tmp_path: Path) -> None:
         folder.newest(notes.append)
 
 
+def test_what_is_written_drops_what_is_damaged(tmp_path: Path) -> None:
+    for number in range(2):
+        CheckpointFolder(tmp_path).write(some(number))
+    folder = CheckpointFolder(tmp_path)
+    newest, before = folder.files()
+    newest.write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match="The one before it is kept"), files_of_at_most(100):
+        folder.write(some(2))
+    assert folder.files() == [before]
+    folder.write(some(2))
+    assert len(folder.files()) == 2 and before in folder.files()
+
+
 def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "run.unfinished" / "checkpoint"
     program = (
@@ -392,6 +406,24 @@ def test_values_come_back_as_they_were() -> None:
     found = state.unpack(packed, packer.arrays)
     np.testing.assert_array_equal(found.pop("array"), value.pop("array"))
     assert found == value and type(found[3]) is np.float32 and type(found["a"][1]) is tuple
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_keras_callbacks_take_for_better_stays(mode: str) -> None:
+    def stopping() -> keras.callbacks.EarlyStopping:
+        return keras.callbacks.EarlyStopping("score", min_delta=0.5, patience=9, mode=mode)
+
+    first, second, packer = stopping(), stopping(), state.Packer()
+    fresh = [state.forms_of(first)]
+    better = -1.0 if mode == "min" else 1.0
+    first.on_epoch_end(0, {"score": 0.0})
+    packed = state.take_callbacks([first], fresh, packer)
+    state.give_callbacks([second], packed, packer.arrays)
+    for callback in (first, second):
+        callback.on_epoch_end(1, {"score": 0.4 * better})
+        assert callback.best_epoch == 0
+        callback.on_epoch_end(2, {"score": 0.6 * better})
+        assert callback.best_epoch == 2
 
 
 def test_what_a_callback_cannot_hand_on_is_left_alone() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -18,9 +16,11 @@ import pytest
 
 from bertkit import experiment
 from bertkit.config import ExperimentConfig, load_config
+from bertkit.errors import ConfigError
 from bertkit.training.checkpoint_files import CheckpointFolder
 from bertkit.unfinished import checkpoints_of
 from tests.command_line import CommandLine, tiny_config, write_tiny_data, write_yaml
+from tests.processes import files_of_at_most
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -153,6 +153,20 @@ def test_beginning_anew(place: Path, uninterrupted: dict[str, str], interrupted:
     assert len((found.folder / "history.csv").read_text().splitlines()) == 2
 
 
+def test_a_mistake_in_the_config_costs_no_checkpoint(place: Path, interrupted: Path) -> None:
+    shutil.copytree(interrupted, Path("runs/mistaken.unfinished"))
+    checkpoints = checkpoints_of(Path("runs/mistaken"))
+    before = sorted(checkpoints.iterdir())
+    mistaken = config_of("mistaken", "binary.yaml", "training.restore_best=val_nothing")
+    notes: list[str] = []
+    with pytest.raises(ConfigError, match="val_nothing"):
+        experiment.run(mistaken, verbose=0, resume=True, on_note=notes.append)
+    assert sorted(checkpoints.iterdir()) == before
+    assert notes == [
+        "What was trained is kept in runs/mistaken.unfinished. Pass --resume to go on."
+    ]
+
+
 def test_another_process(bertkit: CommandLine, place: Path) -> None:
     with CheckpointFolder(checkpoints_of(Path("runs/busy"))).locked():
         for flag in ([], ["--resume"], ["--overwrite"]):
@@ -172,17 +186,6 @@ def test_a_full_disk(bertkit: CommandLine, place: Path, interrupted: Path) -> No
     assert "MB: make room and go on with --resume." in done.err
     assert {path.name for path in folder.path.iterdir()} == {"lock", folder.files()[0].name}
     assert folder.files()[0].read_bytes() == kept
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_was_damaged_or_half_written(

@@ -27,6 +27,7 @@ from bertkit import experiment, finished, reading
 from bertkit.config import load_config
 from bertkit.errors import ArtifactError, ConfigError, DataError, DivergenceError, InputError
 from bertkit.registry import heads
+from bertkit.training.checkpoint_files import CheckpointFolder
 from tests.command_line import snapshot, tiny_config, write_jsonl, write_tiny_data, write_yaml
 from tests.tiny_models import HEADS, weights_of
 
@@ -425,19 +426,32 @@ def test_an_exception_leaves_nothing_behind(
 
 def test_a_run_that_diverges(place: Path) -> None:
     before = snapshot(place)
+    notes: list[str] = []
     mapping = tiny_config(name="diverged", training__learning_rate=1e30, training__epochs=2,
                           training__checkpoint_minutes=0)  # fmt: skip
     with pytest.raises(DivergenceError, match=r"batch is in runs/diverged.unfinished/bad_batch"):
-        experiment.run(mapping, verbose=0)
+        experiment.run(mapping, verbose=0, on_note=notes.append)
     stage = Path("runs/diverged.unfinished")
+    assert notes == [
+        f"What was trained is kept in {stage}. Pass --resume with training.on_divergence=roll_back "
+        "to go on from there at a lower learning rate, or --overwrite to begin anew."
+    ]
     rows = json.loads((stage / "bad_batch.json").read_text())["rows"]
     with np.load(stage / "bad_batch.npz", allow_pickle=False) as batch:
         assert batch["token_ids"].shape[0] == batch["targets"].shape[0] == len(rows)
-    # It does not stand in the way of the next one, which tells what it has always told.
+    # What was trained until then stays, whatever else is wrong with the next run.
+    checkpoints = CheckpointFolder(stage / "checkpoint").files()
+    assert checkpoints
     mapping["training"]["on_divergence"] = "ignore"
     with pytest.raises(ConfigError, match=r"Training diverged.* Lower training.learning_rate"):
-        experiment.run({**mapping, "training": {**mapping["training"], "checkpoint_minutes": 5.0}},
-                       verbose=0)  # fmt: skip
+        experiment.run(mapping, verbose=0, resume=True, on_note=notes.append)
+    assert notes.pop() == f"What was trained is kept in {stage}. Pass --resume to go on."
+    assert CheckpointFolder(stage / "checkpoint").files()
+    with pytest.raises(ArtifactError, match=r"Pass --resume .* or --overwrite"):
+        experiment.run(mapping, verbose=0)
+    # Begun anew, it is the config that is at fault, and nothing is worth keeping.
+    with pytest.raises(ConfigError, match="Training diverged"):
+        experiment.run(mapping, verbose=0, overwrite=True)
     assert snapshot(place) == {**before, "runs": ""}
 
 

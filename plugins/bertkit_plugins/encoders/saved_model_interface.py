@@ -1,13 +1,15 @@
-"""How a SavedModel that encodes text is called, as its signatures tell."""
+"""How a SavedModel that encodes text is called, as its signatures tell, and its vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from bertkit.errors import EncoderError
+from bertkit.tokenizer import Vocabulary
 
 # Our name: TF Hub's, the oldest last.
 _INPUTS = {
@@ -145,3 +147,12 @@ def described(loaded: Any) -> str:
     lines = [f"a call of {' '.join(str(signature).split())}" for signature in called]
     lines += [f"the signature {name!r}" for name in getattr(loaded, "signatures", {})]
     return "; ".join(lines)[:300] or "nothing that can be called"
+
+
+def read_vocabulary(loaded: Any) -> Vocabulary | None:
+    """Read the SavedModel's own vocabulary and casing."""
+    asset = getattr(loaded, "vocab_file", None)
+    if asset is None:
+        return None
+    path = Path(asset.asset_path.numpy().decode())
+    return Vocabulary.from_file(path, lowercase=bool(loaded.do_lower_case.numpy()))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from bertkit.encoder import Encoder
 from bertkit.errors import EncoderError
 from bertkit.pooling import PoolingName
-from bertkit.tokenizer import Vocabulary
 from bertkit_plugins.encoders.saved_model import SavedModelEncoder
 from bertkit_plugins.encoders.saved_model_graph import Graph
+from bertkit_plugins.encoders.saved_model_interface import read_vocabulary
 from bertkit_plugins.encoders.tfhub_bert import read_bert
 from bertkit_plugins.encoders.tfhub_resolve import resolve
 
@@ -75,12 +74,3 @@ def tfhub(
     encoder.vocabulary = read_vocabulary(graph.loaded)
     encoder.trainable = trainable
     return encoder
-
-
-def read_vocabulary(loaded: Any) -> Vocabulary | None:
-    """Read the SavedModel's own vocabulary and casing."""
-    asset = getattr(loaded, "vocab_file", None)
-    if asset is None:
-        return None
-    path = Path(asset.asset_path.numpy().decode())
-    return Vocabulary.from_file(path, lowercase=bool(loaded.do_lower_case.numpy()))

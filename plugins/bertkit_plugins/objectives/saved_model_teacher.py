@@ -11,9 +11,8 @@ import tensorflow as tf
 from bertkit.errors import InputError
 from bertkit.tokenizer import Vocabulary
 from bertkit_plugins.encoders.saved_model_graph import Graph
-from bertkit_plugins.encoders.saved_model_interface import described, interfaces
+from bertkit_plugins.encoders.saved_model_interface import described, interfaces, read_vocabulary
 from bertkit_plugins.encoders.saved_model_safety import check_harmless, read_saved_model
-from bertkit_plugins.encoders.tfhub import read_vocabulary
 from bertkit_plugins.encoders.tfhub_resolve import load, resolve
 
 
