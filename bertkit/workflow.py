@@ -111,7 +111,6 @@ class RawTextModel(keras.Model):
                     "micro_batch_size does not go with jit_compile=True: XLA wants to know the "
                     "number of parts. Leave one of them out."
                 )
-        self.micro_batch_size = micro_batch_size
         if validation_split and validation_data is None:
             parts = feed.split(x, y, sample_weight, validation_split)
             (x, y, sample_weight), validation_data = parts
@@ -142,7 +141,7 @@ class RawTextModel(keras.Model):
         with (
             feed.surfaced(),
             heeded_interrupts() as interrupts,
-            self._batches_of(None if steps_per_epoch else training["x"]),
+            self._of_one_fit(None if steps_per_epoch else training["x"], micro_batch_size),
         ):
             fit = functools.partial(
                 super().fit,
@@ -270,13 +269,26 @@ class RawTextModel(keras.Model):
         return super().predict_on_batch(self._feed().inputs(x))
 
     @contextlib.contextmanager
-    def _batches_of(self, data: Any) -> Iterator[None]:
-        """Let callbacks know for a block which rows a batch has."""
+    def _of_one_fit(self, data: Any, micro_batch_size: int | None) -> Iterator[None]:
+        """Hold what is of one `fit` alone for a block, however it ends.
+
+        After an exception what is trainable is so again: callbacks that change it come no more to
+        change it back.
+        """
+        trainable = [(weight, weight.trainable) for weight in self.weights]
         object.__setattr__(self, "batch_source", source_of(data))  # nothing that Keras is to track
+        self.micro_batch_size = micro_batch_size
         try:
             yield
+        except BaseException:
+            for weight, before in trainable:
+                weight.trainable = before
+            self.train_function = None  # it may train others
+            raise
         finally:
-            self.batch_source = None
+            self.batch_source = self.micro_batch_size = None
+            if self.gradient_norm is not None:
+                self.gradient_norm = self.train_function = None
 
     def _feed(
         self,

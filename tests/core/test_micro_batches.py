@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 import bertkit
+from bertkit import classifier
 from bertkit.errors import InputError
-from bertkit.micro_batches import _trimmed
+from bertkit.micro_batches import _trimmed, in_micro_batches
 from bertkit.training.optimizer import AdamW
 from tests.command_line import tiny_config, write_tiny_data
 from tests.tiny_models import HEADS, LABELS, TEXTS, tensors, tiny_model
@@ -103,7 +105,33 @@ def test_another_size_is_traced_anew() -> None:
     model.compile(SGD(0.1))
     for parts in (None, 4, 4, 3, None):
         model.fit(TEXTS, LABELS["binary"], verbose=0, micro_batch_size=parts)
-        assert model.micro_batch_size == parts
+        assert model._traced_micro_batch_size == parts
+
+
+class Rows(bertkit.BertClassifier):
+    """Keeps of how many rows each gradient was."""
+
+    seen: list[int]
+
+    def compute_gradients(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        self.seen.append(len(y))
+        return super().compute_gradients(x, y, sample_weight)
+
+
+class Broken(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("callbacks", [[], [Broken()]], ids=["done", "interrupted"])
+def test_the_size_is_that_of_one_fit(callbacks: list[Any]) -> None:
+    model: Any = tiny_model("binary", cls=Rows)
+    model.compile(SGD(0.1), run_eagerly=True)
+    object.__setattr__(model, "seen", [])
+    with pytest.raises(KeyboardInterrupt) if callbacks else contextlib.nullcontext():
+        model.fit(TEXTS, LABELS["binary"], verbose=0, micro_batch_size=8, callbacks=callbacks)
+    model.train_on_batch(TEXTS, LABELS["binary"])
+    assert model.seen == [8, 3, 11]
 
 
 def test_padding_of_a_part_is_cut_off() -> None:
@@ -130,6 +158,12 @@ def test_xla_is_refused() -> None:
 
 def test_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_tiny_data(tmp_path))
-    config = tiny_config(training__micro_batch_size=3)
-    result = bertkit.run(config, verbose=0)
-    assert result.model.micro_batch_size == 3
+    sizes: set[int | None] = set()
+
+    def seen(model: Any, *batch: Any) -> Any:
+        sizes.add(model.micro_batch_size)
+        return in_micro_batches(model, *batch)
+
+    monkeypatch.setattr(classifier, "in_micro_batches", seen)
+    bertkit.run(tiny_config(training__micro_batch_size=3), verbose=0)
+    assert sizes == {3}

@@ -112,6 +112,29 @@ def test_what_was_frozen_stays_frozen() -> None:
     assert not model.encoder.transformer_layers[0].qkv[0].trainable
 
 
+class Interrupt(keras.callbacks.Callback):
+    """Ends training, as Ctrl-C does, in the second epoch."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_freezes_nothing() -> None:
+    """Nor does it thaw what was frozen before."""
+    model = tiny_model("binary", num_layers=2)
+    model.encoder.embeddings.trainable = False
+    model.compile(AdamW(1e-2), metrics=[])
+    before, config = [weight.trainable for weight in model.weights], model.get_config()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXTS, Y, epochs=2, verbose=0, callbacks=[GradualUnfreezing(2), Interrupt()])
+    assert [weight.trainable for weight in model.weights] == before
+    assert model.get_config() == config
+    record = Epochs()
+    model.fit(TEXTS, Y, batch_size=4, verbose=0, callbacks=[record])
+    assert record.moved() == [stages(model)[2]]
+
+
 def test_a_variable_that_joins_late_is_updated_as_by_a_new_optimizer() -> None:
     def variable() -> keras.Variable:
         return keras.Variable(np.linspace(-1, 1, 12, dtype="float32").reshape(3, 4))
