@@ -55,6 +55,7 @@ class RawTextModel(keras.Model):
     objective: Objective | None = None
     micro_batch_size: int | None = None
     gradient_norm: tf.Variable | None = None  # of the last step, (), if someone watches it
+    validates_averages: bool = False  # whether `fit` validates on averages of the weights
     batch_source: BatchSource | None = None  # of `fit`, if it makes its batches itself
     _traced_micro_batch_size: int | None = None
 
@@ -287,6 +288,7 @@ class RawTextModel(keras.Model):
             raise
         finally:
             self.batch_source = self.micro_batch_size = None
+            self.validates_averages = False
             if self.gradient_norm is not None:
                 self.gradient_norm = self.train_function = None
 
