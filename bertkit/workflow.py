@@ -159,7 +159,7 @@ class RawTextModel(keras.Model):
             return checkpointed(
                 lambda listed, first: fit(callbacks=listed, initial_epoch=first),
                 self,
-                _with(callbacks, counter, EncoderMoves(self), interrupts),
+                with_callbacks(callbacks, counter, EncoderMoves(self), interrupts),
                 None if steps_per_epoch else training["x"],
                 validation_data,
                 epochs=epochs,
@@ -192,7 +192,9 @@ class RawTextModel(keras.Model):
         data = feed.data(x, y, sample_weight, batch_size=size, order=order)
         self._compile_from_head()
         with feed.surfaced(), heeded_interrupts() as interrupts:
-            return super().evaluate(**data, callbacks=_with(callbacks, interrupts), **options)
+            return super().evaluate(
+                **data, callbacks=with_callbacks(callbacks, interrupts), **options
+            )
 
     def predict(
         self,
@@ -211,7 +213,7 @@ class RawTextModel(keras.Model):
         feed = self._feed()
         size = batch_size_of(batch_size)
         with feed.surfaced(), heeded_interrupts() as interrupts:
-            callbacks = _with(callbacks, interrupts)
+            callbacks = with_callbacks(callbacks, interrupts)
             options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
             if isinstance(x, STREAMS) or not is_text(x):
                 data = feed.data(x, batch_size=size, order="given", labelled=False)
@@ -377,8 +379,8 @@ def _is_default(optimizer: Any) -> bool:
     return type(optimizer) is type(default) and optimizer.get_config() == default.get_config()
 
 
-def _with(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
-    """Add our own to whatever form `callbacks` has."""
+def with_callbacks(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
+    """Return callbacks, in whatever form `fit` was given them, and some more."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         extended = copy.copy(callbacks)
         extended.callbacks = [*callbacks.callbacks, *ours]
