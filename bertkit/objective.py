@@ -117,6 +117,8 @@ class Objective(keras.layers.Layer):
         innermost: whether `loss` computes the head's loss itself, instead of by `step.loss`, so
             that no other objective can be within this one.
         reads_embeddings: whether it needs an encoder that takes embeddings in place of ids.
+        supports_jit: as of every Keras layer, whether XLA can compile it; the constructor of one
+            that uses operations which XLA does not know sets it to False.
     """
 
     innermost: ClassVar[bool] = False
@@ -137,6 +139,11 @@ class Objective(keras.layers.Layer):
                 f"The objective {type(self).__name__} changes token embeddings, and "
                 f"{type(model.encoder).__name__} takes none: it looks ids up inside its own graph. "
                 "Use an encoder that is a BertEncoder, or another objective, such as r_drop."
+            )
+        if model.wants_jit and not self.supports_jit:
+            raise InputError(
+                f"The objective {type(self).__name__} does not go with jit_compile=True: XLA does "
+                "not know all of its operations. Leave one of them out."
             )
 
     def after_update(self, model: BertClassifier) -> None:

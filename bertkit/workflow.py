@@ -91,7 +91,8 @@ class RawTextModel(keras.Model):
 
         `micro_batch_size` bounds the rows that are computed at once: the gradients of a batch are
         summed over its parts, for the update of the whole batch in the memory of a part (gradient
-        accumulation).
+        accumulation). XLA, which wants to know the number of parts, is left out then where
+        `compile` did not ask for it.
 
         `temperature` T lets a task of n rows have a share of an epoch proportional to n ** (1 / T),
         of as many rows as there are; at 1, as without one, each row comes once. Two are those of
@@ -107,7 +108,7 @@ class RawTextModel(keras.Model):
         drawn = training_temperature(temperature, x, size, shuffle, epochs, steps_per_epoch)
         if micro_batch_size is not None:
             micro_batch_size = whole_number("micro_batch_size", micro_batch_size)
-            if self.jit_compile is True:
+            if self.wants_jit:
                 raise InputError(
                     "micro_batch_size does not go with jit_compile=True: XLA wants to know the "
                     "number of parts. Leave one of them out."
@@ -270,6 +271,30 @@ class RawTextModel(keras.Model):
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """Return the logits of one batch, as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self._feed().inputs(x))
+
+    @property
+    def jit_compile(self) -> bool:
+        """Whether XLA compiles the steps.
+
+        Where `compile` was left to decide ("auto"), it is what Keras decides, but for a batch in
+        parts, of which XLA wants to know the number.
+        """
+        if self._jit_compile is not None:
+            return bool(self._jit_compile)
+        return self.micro_batch_size is None and bool(super()._resolve_auto_jit_compile())
+
+    @jit_compile.setter
+    def jit_compile(self, value: bool | None) -> None:
+        keras.Model.jit_compile.fset(self, value)
+
+    def _resolve_auto_jit_compile(self) -> None:
+        """Let `compile` leave "auto" open, and its config too: it depends on what is trained."""
+
+    @property
+    def wants_jit(self) -> bool:
+        """Whether `compile` was given `jit_compile=True`, and not merely left to decide."""
+        # By its config: Keras sets no attribute to what it reads as already.
+        return self.compiled and self._compile_config.config["jit_compile"] is True
 
     @contextlib.contextmanager
     def _of_one_fit(self, data: Any, micro_batch_size: int | None) -> Iterator[None]:

@@ -156,6 +156,24 @@ def test_xla_is_refused() -> None:
         model.fit(TEXTS, LABELS["binary"], micro_batch_size=4)
 
 
+def test_xla_that_keras_chose_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As it does wherever there is a GPU; XLA refuses a loop of unknown length."""
+    expected, _ = trained("binary", 4, batch_size=6)
+    monkeypatch.setattr(keras.Model, "_resolve_auto_jit_compile", lambda self: True)
+    weights, _ = trained("binary", 4, batch_size=6)  # compiled by the user
+    for one, other in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    model = tiny_model("binary")
+    model.fit(TEXTS[:2], LABELS["binary"][:2], verbose=0, micro_batch_size=1)  # by the head
+    assert model.jit_compile is True  # for the next
+    model.save(tmp_path / "model.keras")
+    loaded: Any = keras.models.load_model(tmp_path / "model.keras")
+    loaded.fit(TEXTS[:2], LABELS["binary"][:2], verbose=0, micro_batch_size=1)
+    model.compile(SGD(0.1), jit_compile=True)
+    with pytest.raises(InputError, match="does not go with jit_compile=True"):
+        model.fit(TEXTS, LABELS["binary"], micro_batch_size=4)
+
+
 def test_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_tiny_data(tmp_path))
     sizes: set[int | None] = set()

@@ -92,6 +92,37 @@ def test_a_report_of_gradients_is_that_of_the_objective() -> None:
                 assert other.gradient_norm == pytest.approx(2 * one.gradient_norm, rel=1e-4)
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_xla_is_left_out_where_it_lacks_operations(
+    chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Keras chooses wherever there is a GPU; asked for, it is refused."""
+    real = tf.config.list_physical_devices
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind=None: [*real(kind), *([] if kind else [gpu])],
+    )
+    objective: Any = "mixup"
+    if chained:
+        inner = [{"plugin": "r_drop"}, {"plugin": "mixup"}]
+        objective = bertkit.objectives.create("chain", objectives=inner)
+    assert tiny_model(objective="r_drop").jit_compile is True
+    model = tiny_model(objective=objective)
+    model.compile(keras.optimizers.SGD(0.1))
+    assert model.jit_compile is False
+    model.fit(TEXTS, LABELS["binary"], verbose=0)
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+        with pytest.raises(InputError) as caught:
+            model.fit(TEXTS, LABELS["binary"], verbose=0)
+    assert str(caught.value) == (
+        "The objective Mixup does not go with jit_compile=True: XLA does not know all of its "
+        "operations. Leave one of them out."
+    )
+
+
 @pytest.mark.parametrize("wrong", [3, Plain, keras.losses.Hinge()])
 def test_what_is_no_objective_is_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"The objective is .* Give an instance of bertkit.Object"):
