@@ -66,6 +66,8 @@ class Step:
     def task_loss(self, logits: tf.Tensor, targets: Any = None, sample_weight: Any = None) -> Any:
         """Return the compiled loss of logits, float32 ().
 
+        What layers add to it (`add_loss`, regularizers) is not in it: it counts once a step.
+
         Args:
             logits: (B, outputs).
             targets: those of the batch if `None`.
@@ -73,7 +75,7 @@ class Step:
         """
         targets = self.targets if targets is None else targets
         weight = self.sample_weight if sample_weight is None else sample_weight
-        return self.model.compute_loss(self.inputs, targets, logits, weight, training=True)
+        return self.model._compile_loss(targets, logits, weight)
 
     def mean(self, values: tf.Tensor) -> tf.Tensor:
         """Return the mean over rows of (B,), as the loss takes it: weighted, shared by replicas."""
@@ -144,6 +146,12 @@ class Objective(keras.layers.Layer):
             raise InputError(
                 f"The objective {type(self).__name__} does not go with jit_compile=True: XLA does "
                 "not know all of its operations. Leave one of them out."
+            )
+        if type(model).compute_loss is not keras.Model.compute_loss:
+            raise InputError(
+                f"{type(model).__name__} has a `compute_loss` of its own, which an objective would "
+                "leave out: it computes the compiled loss, several times maybe. Give that loss to "
+                "compile, or train without an objective."
             )
 
     def after_update(self, model: BertClassifier) -> None:
