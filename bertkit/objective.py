@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from bertkit.errors import InputError
+from bertkit.features import is_features
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
@@ -47,7 +48,15 @@ class Step:
         """
         step = self.changed(**inputs)
         if self.objectives:
-            return self.objectives[0].loss(replace(step, objectives=self.objectives[1:]))
+            objective = self.objectives[0]
+            if objective.reads_embeddings and is_features(self.inputs):
+                self.model.train_function = None  # it is half traced
+                raise InputError(
+                    f"The objective {type(objective).__name__} changes token embeddings, and "
+                    "features, which the encoder has made already, have none. Give texts or "
+                    "tensors, or train the head alone on features: fit_head."
+                )
+            return objective.loss(replace(step, objectives=self.objectives[1:]))
         logits = step.logits()
         return step.task_loss(logits), logits
 

@@ -151,6 +151,35 @@ def test_a_loss_of_the_model_s_own_is_refused() -> None:
 
 
 @pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("plugin", ["fgm", "pgd", "free_lb", "smart", "mixup"])
+def test_features_have_no_embeddings(plugin: str, chained: bool) -> None:
+    objective: Any = plugin
+    if chained:
+        inner = [{"plugin": "r_drop"}, {"plugin": plugin}]
+        objective = bertkit.objectives.create("chain", objectives=inner)
+    model = tiny_model(objective=objective)
+    for train in (model.fit, model.train_on_batch, model.train_on_batch, model.gradient_report):
+        with pytest.raises(InputError, match="changes token embeddings, and features") as caught:
+            train(model.features(TEXTS), LABELS["binary"])
+    assert str(caught.value) == (
+        f"The objective {type(bertkit.objectives.create(plugin)).__name__} changes token "
+        "embeddings, and features, which the encoder has made already, have none. Give texts or "
+        "tensors, or train the head alone on features: fit_head."
+    )
+    model.train_on_batch(TEXTS, LABELS["binary"])
+
+
+@pytest.mark.parametrize("objective", ["r_drop", "supervised_contrastive"])
+def test_what_reads_no_embeddings_trains_on_features(objective: str) -> None:
+    model = tiny_model(objective=objective)
+    model.encoder.trainable = False
+    before = [np.array(weight) for weight in model.weights]
+    model.fit(model.features(TEXTS), LABELS["binary"], verbose=0)
+    moved = [not np.array_equal(w, old) for w, old in zip(model.weights, before, strict=True)]
+    assert moved == [weight.trainable for weight in model.weights] and any(moved)
+
+
+@pytest.mark.parametrize("chained", [False, True])
 def test_xla_is_left_out_where_it_lacks_operations(
     chained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
