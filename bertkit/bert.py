@@ -109,7 +109,10 @@ class BertEncoder(Encoder):
         self.build((None, None))
         self.lora: dict[str, Any] | None = None
         if lora is not None:
-            self.enable_lora(**lora)
+            options, weights = dict(lora), self._layer_weights()
+            for index in options.pop("frozen_before", ()):  # by someone else than LoRA
+                weights[index].trainable = False
+            self.enable_lora(**options)
 
     def _check_sizes(self) -> None:
         sizes = {
@@ -234,15 +237,10 @@ class BertEncoder(Encoder):
                 f"The targets of LoRA are {', '.join(map(repr, targets)) or 'none'}. Give one or "
                 f"more of {', '.join(LORA_TARGETS)}, each once."
             )
-        frozen = [
-            weight
-            for layer in self.layers_in_order()
-            for weight in layer.weights
-            if weight.trainable
-        ]
-        for weight in frozen:
+        weights = self._layer_weights()
+        self._frozen_before = [i for i, weight in enumerate(weights) if not weight.trainable]
+        for weight in weights:
             weight.trainable = False
-        object.__setattr__(self, "_frozen_for_lora", frozen)  # not tracked a second time
         for layer in self.transformer_layers:
             layer.add_lora(targets, rank, alpha / rank)
         self.lora = {"rank": rank, "alpha": alpha, "targets": list(targets)}
@@ -260,14 +258,20 @@ class BertEncoder(Encoder):
             raise EncoderError("The encoder has no LoRA to merge. Call enable_lora() first.")
         for layer in self.transformer_layers:
             layer.merge_lora()
-        for weight in self._frozen_for_lora:
-            weight.trainable = True
+        for index, weight in enumerate(self._layer_weights()):
+            if index not in self._frozen_before:
+                weight.trainable = True
         self.lora = None
+
+    def _layer_weights(self) -> list[Any]:
+        return [weight for layer in self.layers_in_order() for weight in layer.weights]
 
     def get_config(self) -> dict[str, Any]:
         names = ("vocabulary_size", "hidden_size", "num_layers", "num_heads",
                  "intermediate_size", "max_sequence_length", "num_segments", "hidden_act",
                  "layer_norm_epsilon", "dropout", "attention_dropout", "pooling",
                  "initializer_range", "embedding_size")  # fmt: skip
-        lora = {} if self.lora is None else {"lora": {**self.lora}}
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}, **lora}
+        config = {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        if self.lora is not None:
+            config["lora"] = {**self.lora, "frozen_before": [*self._frozen_before]}
+        return config

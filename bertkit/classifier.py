@@ -165,7 +165,10 @@ class BertClassifier(RawTextModel):
         """Return what a step minimizes, float32 (), and the logits of its batch, (B, outputs)."""
         if self.objective is not None:
             step = Step(self, self._feed().inputs(x), y, sample_weight, tape)
-            return step.loss_of(self.objective)
+            loss, logits = step.loss_of(self.objective)
+            for one in self.losses:  # once, however many passes there were; as the last gave it
+                loss += tf.cast(self._aggregate_additional_loss(one), loss.dtype)
+            return loss, logits
         logits = self(x, training=True)
         return self.compute_loss(x, y, logits, sample_weight, training=True), logits
 

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from bertkit.errors import InputError
+from bertkit.features import is_features
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
@@ -47,7 +48,15 @@ class Step:
         """
         step = self.changed(**inputs)
         if self.objectives:
-            return self.objectives[0].loss(replace(step, objectives=self.objectives[1:]))
+            objective = self.objectives[0]
+            if objective.reads_embeddings and is_features(self.inputs):
+                self.model.train_function = None  # it is half traced
+                raise InputError(
+                    f"The objective {type(objective).__name__} changes token embeddings, and "
+                    "features, which the encoder has made already, have none. Give texts or "
+                    "tensors, or train the head alone on features: fit_head."
+                )
+            return objective.loss(replace(step, objectives=self.objectives[1:]))
         logits = step.logits()
         return step.task_loss(logits), logits
 
@@ -66,6 +75,8 @@ class Step:
     def task_loss(self, logits: tf.Tensor, targets: Any = None, sample_weight: Any = None) -> Any:
         """Return the compiled loss of logits, float32 ().
 
+        What layers add to it (`add_loss`, regularizers) is not in it: it counts once a step.
+
         Args:
             logits: (B, outputs).
             targets: those of the batch if `None`.
@@ -73,7 +84,7 @@ class Step:
         """
         targets = self.targets if targets is None else targets
         weight = self.sample_weight if sample_weight is None else sample_weight
-        return self.model.compute_loss(self.inputs, targets, logits, weight, training=True)
+        return self.model._compile_loss(targets, logits, weight)
 
     def mean(self, values: tf.Tensor) -> tf.Tensor:
         """Return the mean over rows of (B,), as the loss takes it: weighted, shared by replicas.
@@ -122,6 +133,8 @@ class Objective(keras.layers.Layer):
             that no other objective can be within this one.
         reads_embeddings: whether it needs an encoder that takes embeddings in place of ids.
         compares_rows: whether what it minimizes of a row depends on the other rows of the batch.
+        supports_jit: as of every Keras layer, whether XLA can compile it; the constructor of one
+            that uses operations which XLA does not know sets it to False.
     """
 
     innermost: ClassVar[bool] = False
@@ -143,6 +156,17 @@ class Objective(keras.layers.Layer):
                 f"The objective {type(self).__name__} changes token embeddings, and "
                 f"{type(model.encoder).__name__} takes none: it looks ids up inside its own graph. "
                 "Use an encoder that is a BertEncoder, or another objective, such as r_drop."
+            )
+        if model.wants_jit and not self.supports_jit:
+            raise InputError(
+                f"The objective {type(self).__name__} does not go with jit_compile=True: XLA does "
+                "not know all of its operations. Leave one of them out."
+            )
+        if type(model).compute_loss is not keras.Model.compute_loss:
+            raise InputError(
+                f"{type(model).__name__} has a `compute_loss` of its own, which an objective would "
+                "leave out: it computes the compiled loss, several times maybe. Give that loss to "
+                "compile, or train without an objective."
             )
 
     def after_update(self, model: BertClassifier) -> None:

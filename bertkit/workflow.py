@@ -56,6 +56,7 @@ class RawTextModel(keras.Model):
     objective: Objective | None = None
     micro_batch_size: int | None = None
     gradient_norm: tf.Variable | None = None  # of the last step, (), if someone watches it
+    validates_averages: bool = False  # whether `fit` validates on averages of the weights
     batch_source: BatchSource | None = None  # of `fit`, if it makes its batches itself
     _traced_micro_batch_size: int | None = None
 
@@ -91,7 +92,8 @@ class RawTextModel(keras.Model):
 
         `micro_batch_size` bounds the rows that are computed at once: the gradients of a batch are
         summed over its parts, for the update of the whole batch in the memory of a part (gradient
-        accumulation). A loss or an objective that compares rows compares those of a part.
+        accumulation). A loss or an objective that compares rows compares those of a part. XLA, which
+        wants to know the number of parts, is left out then where `compile` did not ask for it.
 
         `temperature` T lets a task of n rows have a share of an epoch proportional to n ** (1 / T),
         of as many rows as there are; at 1, as without one, each row comes once. Two are those of
@@ -107,12 +109,11 @@ class RawTextModel(keras.Model):
         drawn = training_temperature(temperature, x, size, shuffle, epochs, steps_per_epoch)
         if micro_batch_size is not None:
             micro_batch_size = whole_number("micro_batch_size", micro_batch_size)
-            if self.jit_compile is True:
+            if self.wants_jit:
                 raise InputError(
                     "micro_batch_size does not go with jit_compile=True: XLA wants to know the "
                     "number of parts. Leave one of them out."
                 )
-        self.micro_batch_size = micro_batch_size
         if validation_split and validation_data is None:
             parts = feed.split(x, y, sample_weight, validation_split)
             (x, y, sample_weight), validation_data = parts
@@ -144,7 +145,7 @@ class RawTextModel(keras.Model):
         with (
             feed.surfaced(),
             heeded_interrupts() as interrupts,
-            self._batches_of(None if steps_per_epoch else training["x"]),
+            self._of_one_fit(None if steps_per_epoch else training["x"], micro_batch_size),
         ):
             fit = functools.partial(
                 super().fit,
@@ -161,7 +162,7 @@ class RawTextModel(keras.Model):
             return checkpointed(
                 lambda listed, first: fit(callbacks=listed, initial_epoch=first),
                 self,
-                _with(callbacks, counter, EncoderMoves(self), interrupts),
+                with_callbacks(callbacks, counter, EncoderMoves(self), interrupts),
                 None if steps_per_epoch else training["x"],
                 validation_data,
                 epochs=epochs,
@@ -194,7 +195,9 @@ class RawTextModel(keras.Model):
         data = feed.data(x, y, sample_weight, batch_size=size, order=order)
         self._compile_from_head()
         with feed.surfaced(), heeded_interrupts() as interrupts:
-            return super().evaluate(**data, callbacks=_with(callbacks, interrupts), **options)
+            return super().evaluate(
+                **data, callbacks=with_callbacks(callbacks, interrupts), **options
+            )
 
     def predict(
         self,
@@ -213,7 +216,7 @@ class RawTextModel(keras.Model):
         feed = self._feed()
         size = batch_size_of(batch_size)
         with feed.surfaced(), heeded_interrupts() as interrupts:
-            callbacks = _with(callbacks, interrupts)
+            callbacks = with_callbacks(callbacks, interrupts)
             options = {"verbose": verbose, "steps": steps, "callbacks": callbacks}
             if isinstance(x, STREAMS) or not is_text(x):
                 data = feed.data(x, batch_size=size, order="given", labelled=False)
@@ -271,14 +274,52 @@ class RawTextModel(keras.Model):
         """Return the logits of one batch, as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self._feed().inputs(x))
 
+    @property
+    def jit_compile(self) -> bool:
+        """Whether XLA compiles the steps.
+
+        Where `compile` was left to decide ("auto"), it is what Keras decides, but for a batch in
+        parts, of which XLA wants to know the number.
+        """
+        if self._jit_compile is not None:
+            return bool(self._jit_compile)
+        return self.micro_batch_size is None and bool(super()._resolve_auto_jit_compile())
+
+    @jit_compile.setter
+    def jit_compile(self, value: bool | None) -> None:
+        keras.Model.jit_compile.fset(self, value)
+
+    def _resolve_auto_jit_compile(self) -> None:
+        """Let `compile` leave "auto" open, and its config too: it depends on what is trained."""
+
+    @property
+    def wants_jit(self) -> bool:
+        """Whether `compile` was given `jit_compile=True`, and not merely left to decide."""
+        # By its config: Keras sets no attribute to what it reads as already.
+        return self.compiled and self._compile_config.config["jit_compile"] is True
+
     @contextlib.contextmanager
-    def _batches_of(self, data: Any) -> Iterator[None]:
-        """Let callbacks know for a block which rows a batch has."""
+    def _of_one_fit(self, data: Any, micro_batch_size: int | None) -> Iterator[None]:
+        """Hold what is of one `fit` alone for a block, however it ends.
+
+        After an exception what is trainable is so again: callbacks that change it come no more to
+        change it back.
+        """
+        trainable = [(weight, weight.trainable) for weight in self.weights]
         object.__setattr__(self, "batch_source", source_of(data))  # nothing that Keras is to track
+        self.micro_batch_size = micro_batch_size
         try:
             yield
+        except BaseException:
+            for weight, before in trainable:
+                weight.trainable = before
+            self.train_function = None  # it may train others
+            raise
         finally:
-            self.batch_source = None
+            self.batch_source = self.micro_batch_size = None
+            self.validates_averages = False
+            if self.gradient_norm is not None:
+                self.gradient_norm = self.train_function = None
 
     def _feed(
         self,
@@ -365,8 +406,8 @@ def _is_default(optimizer: Any) -> bool:
     return type(optimizer) is type(default) and optimizer.get_config() == default.get_config()
 
 
-def _with(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
-    """Add our own to whatever form `callbacks` has."""
+def with_callbacks(callbacks: Any, *ours: keras.callbacks.Callback) -> Any:
+    """Return callbacks, in whatever form `fit` was given them, and some more."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         extended = copy.copy(callbacks)
         extended.callbacks = [*callbacks.callbacks, *ours]

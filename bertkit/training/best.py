@@ -52,8 +52,8 @@ class EarlyStopping(keras.callbacks.Callback):
 class RestoreBest(keras.callbacks.Callback):
     """Gives the model, at the end of `fit`, the weights of the epoch that was best by a metric.
 
-    They are kept in memory, and in a checkpoint too. Where an optimizer keeps averages (`use_ema`),
-    it is they, since validation is on them. The optimizer's state stays that of the end. Of equals
+    They are kept in memory, and in a checkpoint too. With `AveragedWeights` it is the averages,
+    since validation is on them. The optimizer's state stays that of the end. Of equals
     the first is the best; if all are NaN, the last weights stay. Comes before callbacks that read
     weights at the end of training.
 
@@ -81,7 +81,7 @@ class RestoreBest(keras.callbacks.Callback):
         value = self._sign * _value(self.metric, logs)
         if not math.isnan(value) and (self.epoch is None or value > self.best):
             self.epoch, self.best = epoch, value
-            self._weights = [np.array(weight) for weight in _final_weights(self.model)]
+            self._weights = [np.array(weight) for weight in _validated_weights(self.model)]
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.epoch is not None:
@@ -133,11 +133,11 @@ def _value(name: str, logs: Any) -> float:
     return float(logs[name])
 
 
-def _final_weights(model: Any) -> list[Any]:
-    """Return the weights of a model as they would be if `fit` ended now."""
+def _validated_weights(model: Any) -> list[Any]:
+    """Return the weights of a model, or the averages in the place of those that have one."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     averages: dict[int, Any] = {}
-    if optimizer.use_ema:
+    if model.validates_averages and optimizer.use_ema:
         pairs = zip(
             optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
         )

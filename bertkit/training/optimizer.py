@@ -51,8 +51,7 @@ class AdamW(keras.optimizers.AdamW):
         self.parameter_groups = tuple(parameter_groups)
         self.learning_rate_factor = 1.0
         self._groups: list[ParameterGroup | None] = []  # of each variable
-        self._begun: dict[int, int] = {}  # variables that joined later, and after which step
-        self._powers: dict[int, list[Any]] = {}  # of the betas since a step, during an update
+        self._powers: list[list[Any]] = []  # of each beta, for each variable, during an update
 
     def build(self, variables: Any) -> None:
         """Make the moments of each variable.
@@ -66,6 +65,10 @@ class AdamW(keras.optimizers.AdamW):
         check_matches(self.parameter_groups, variables)
         self._groups = [group_of(variable.path, self.parameter_groups) for variable in variables]
         super().build(variables)
+        # After which of the optimizer's updates each variable began; saved with the moments.
+        self._begun = self.add_variable(
+            (len(variables),), dtype="int", aggregation="only_first_replica", name="begun"
+        )
         if self.use_ema:
             with tf.init_scope():  # once, not in each step of a graph
                 for average, variable in zip(
@@ -75,29 +78,28 @@ class AdamW(keras.optimizers.AdamW):
 
     def _backend_update_step(self, gradients: Any, variables: Any, learning_rate: Any) -> None:
         """Update all variables, with what they share computed once."""
-        self._powers = {begun: self._beta_powers(begun) for begun in {0, *self._begun.values()}}
+        self._powers = self._beta_powers()
         try:
             lowered = learning_rate * self.learning_rate_factor
             super()._backend_update_step(gradients, variables, lowered)
         finally:
-            self._powers = {}
+            self._powers = []
 
-    def begin(self, variables: Sequence[Any], step: int) -> None:
-        """Treat variables as if the optimizer had begun with them after a step.
+    def begin(self, variables: Sequence[Any]) -> None:
+        """Treat variables as if the optimizer began with them now.
 
         For variables that join late: their averages of gradients begin at zero, and are corrected
-        for it by the count of their own steps. Steps that are traced already know nothing of it.
+        for it by the count of their own updates.
 
         Args:
             variables: some of those that the optimizer was built with.
-            step: counted as `iterations` does; at the present one their averages are set to zero.
         """
-        now = int(np.asarray(self.iterations))
+        begun = np.array(self._begun)
         for index in map(self._get_variable_index, variables):
-            self._begun[index] = step
-            if step == now:
-                for moment in (self._momentums[index], self._velocities[index]):
-                    moment.assign(tf.zeros(moment.shape, moment.dtype))
+            begun[index] = np.asarray(self.iterations)
+            for moment in (self._momentums[index], self._velocities[index]):
+                moment.assign(tf.zeros(moment.shape, moment.dtype))
+        self._begun.assign(begun)
 
     def _clip_gradients(self, gradients: Any) -> Any:
         """Do nothing: they are clipped once they are summed."""
@@ -110,9 +112,14 @@ class AdamW(keras.optimizers.AdamW):
         clipped = super()._clip_gradients(gradients)
         return [(gradient, pair[1]) for gradient, pair in zip(clipped, summed, strict=True)]
 
-    def _beta_powers(self, begun: int) -> list[Any]:
-        step = tf.cast(self.iterations + (1 - begun), tf.float32)
-        return [beta**step for beta in (self.beta_1, self.beta_2)]
+    def _beta_powers(self) -> list[list[Any]]:
+        """Return both betas to the power of each variable's own count of updates."""
+        # At least one, also if someone sets `iterations` back: the power 0 would divide by zero.
+        steps = tf.maximum(self.iterations + 1 - self._begun, 1)  # (variables,)
+        # In float64, so that rounding does not depend on how many variables there are.
+        betas = (tf.cast(tf.cast(b, tf.float32), tf.float64) for b in (self.beta_1, self.beta_2))
+        powers = (tf.cast(beta ** tf.cast(steps, tf.float64), tf.float32) for beta in betas)
+        return [tf.unstack(power) for power in powers]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Decay and update one variable, and update its moments."""
@@ -125,8 +132,7 @@ class AdamW(keras.optimizers.AdamW):
         decay = self._decay_of(variable, group)
         if decay is not None:
             variable.assign_sub(variable * (tf.cast(decay, dtype) * rate))
-        begun = self._begun.get(index, 0)
-        powers = self._powers.get(begun) or self._beta_powers(begun)
+        powers = [power[index] for power in self._powers or self._beta_powers()]
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
             m=_handle(self._momentums[index]),

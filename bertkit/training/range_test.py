@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ import numpy as np
 
 from bertkit.errors import InputError, TrainingError
 from bertkit.gradients import copy_of, undone
+from bertkit.workflow import with_callbacks
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
+    from bertkit.objective import Objective
 
 _REACH = 5  # steps on either side that a loss is averaged with
 _KEPT = 0.9  # of the running average that tells divergence, from step to step
@@ -91,8 +94,8 @@ def find_learning_rate(
     The range test of Smith 2017 (https://arxiv.org/abs/1506.01186), over powers as in fastai. It
     takes the steps that `fit` would take with a copy of the model's optimizer, whose learning rate
     rises from step to step by the same factor, and ends early where the running average of the loss
-    is four times its smallest, or no number. Then weights, optimizer, metrics and random numbers
-    are as they were, to the last bit.
+    is four times its smallest, or no number. Then weights, optimizer, objective, metrics and random
+    numbers are as they were, to the last bit.
 
     Args:
         model: its labels are known; what `compile` was not given, the head gives.
@@ -101,7 +104,7 @@ def find_learning_rate(
         smallest: the first learning rate.
         largest: the last one.
         steps: how many; rows are seen again where they do not suffice.
-        **options: what else `fit` takes, such as `batch_size`.
+        **options: what else `fit` takes, such as `batch_size`; callbacks come beside its own.
 
     Raises:
         InputError: the labels are not known yet, the range is none, or `fit` refuses the rows.
@@ -119,12 +122,13 @@ def find_learning_rate(
     sweep = _Sweep(steps)
     shuffling = np.random.get_state()
     kept = {name: vars(model).get(name) for name in ("optimizer", "train_function", "history")}
-    with undone([*model.variables, *model.metrics_variables]):
+    callbacks = with_callbacks(options.pop("callbacks", None), sweep)
+    with undone([*model.variables, *model.metrics_variables]), _kept(model.objective):
         try:
             with model.distribute_strategy.scope():
                 model.optimizer = copy_of(kept["optimizer"], learning_rate=schedule, use_ema=False)
             model.train_function = None
-            model.fit(x, y, **{"epochs": steps, "verbose": 0, "callbacks": [sweep], **options})
+            model.fit(x, y, callbacks=callbacks, **{"epochs": steps, "verbose": 0, **options})
         finally:
             model.reset_metrics()
             model.stop_training = False
@@ -132,6 +136,20 @@ def find_learning_rate(
             for name, value in kept.items():
                 setattr(model, name, value)
     return _result(sweep)
+
+
+@contextlib.contextmanager
+def _kept(objective: Objective | None) -> Iterator[None]:
+    """Give an objective back, after a block, all that it holds, and the bits of its state."""
+    layers = [] if objective is None else objective._flatten_layers()
+    held = [vars(layer).copy() for layer in layers]
+    try:
+        with undone([] if objective is None else objective.state):
+            yield
+    finally:
+        for layer, values in zip(layers, held, strict=True):
+            vars(layer).clear()
+            vars(layer).update(values)
 
 
 class _Sweep(keras.callbacks.Callback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from bertkit.errors import TrainingError
 from bertkit.training.optimizer import AdamW
@@ -39,17 +38,17 @@ class GradualUnfreezing(keras.callbacks.Callback):
             )
         self.epochs = epochs
         self._layers: list[list[Any]] = []  # the trainable weights of each, from the top
-        self._first: int | None = None  # the optimizer's count of updates at epoch 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         layers = self.model.encoder.layers_in_order()[::-1]
         self._layers = [[w for w in layer.weights if w.trainable] for layer in layers]
-        self._first = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        thawed = min(epoch // self.epochs, len(self._layers))
+        thawed, since = divmod(epoch, self.epochs)
         self._set_trainable(self._layers[thawed:], False)
-        self._begin(self._layers[:thawed], epoch)
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if isinstance(optimizer, AdamW) and since == 0 and 0 < thawed <= len(self._layers):
+            optimizer.begin(self._layers[thawed - 1])  # of those before, its state tells
         if {id(weight) for weight in self.model.trainable_weights} != self.model._traced_weights:
             self.model.make_train_function(force=True)
 
@@ -64,16 +63,3 @@ class GradualUnfreezing(keras.callbacks.Callback):
         for weights in layers:
             for weight in weights:
                 weight.trainable = trainable
-
-    def _begin(self, layers: list[list[Any]], epoch: int) -> None:
-        """Tell the optimizer after which update each layer joined; some before a run that goes on.
-
-        The count at epoch 0 is what a checkpoint keeps of this callback.
-        """
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        if isinstance(optimizer, AdamW):
-            steps = self.params.get("steps") or 0
-            if self._first is None:
-                self._first = int(np.asarray(optimizer.iterations)) - epoch * steps
-            for index, weights in enumerate(layers):
-                optimizer.begin(weights, self._first + (index + 1) * self.epochs * steps)

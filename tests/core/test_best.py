@@ -109,6 +109,21 @@ def test_the_weights_of_the_best_epoch(ema: bool) -> None:
     assert_same([np.array(weight) for weight in model.weights], weights.seen[index])
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_averages_are_taken_where_validation_is_on_them(averaged: bool) -> None:
+    """What `fit` ends with has the loss that was the best."""
+    model = tiny_model("binary")
+    model.compile(AdamW(0.05, use_ema=True, ema_momentum=0.3), metrics=[])
+    held_out = TEXTS[6:], Y[6:]
+    callbacks = [RestoreBest("val_loss"), *([AveragedWeights()] if averaged else [])]
+    for _ in range(2):  # the first fit does not tell the second what to take
+        found = model.fit(TEXTS[:6], Y[:6], validation_data=held_out, epochs=4, batch_size=2,
+                          verbose=0, callbacks=callbacks)  # fmt: skip
+        best = min(found.history["val_loss"])
+        assert model.evaluate(*held_out, verbose=0) == pytest.approx(best, rel=1e-5)
+        callbacks = callbacks[:1]
+
+
 def test_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_tiny_data(tmp_path))
     stopping = {"metric": "val_f1"}

@@ -133,6 +133,18 @@ def test_the_norm_is_that_of_numpy(
     np.testing.assert_allclose(norms("mixed_float16"), expected, rtol=2e-2)
 
 
+def test_the_norm_is_watched_by_those_who_ask() -> None:
+    """The next fit has none, and one after it can."""
+    model = tiny_model("binary")
+    for callbacks in ([StopOnDivergence()], [], [StopOnDivergence()]):
+        recorder = Norms()
+        own = [*callbacks, recorder] if callbacks else []
+        model.fit(TEXTS, Y, batch_size=4, verbose=0, callbacks=own)
+        assert all(norm > 0 for norm in recorder.norms) and bool(recorder.norms) == bool(callbacks)
+        assert model.gradient_norm is None
+        model.train_on_batch(TEXTS, Y)
+
+
 def test_a_norm_beyond_the_limit() -> None:
     model = tiny_model("binary")
     model.compile(keras.optimizers.SGD(0.01), metrics=[])

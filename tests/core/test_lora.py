@@ -159,6 +159,22 @@ def test_saved_before_and_after_merging(tmp_path: Path) -> None:
     assert len(plain.weights) == len(tiny_model("binary", num_layers=2).weights)
 
 
+def test_what_was_frozen_before_stays_frozen_once_it_is_loaded(tmp_path: Path) -> None:
+    model = tiny_model("binary", num_layers=2)
+    model.encoder.embeddings.trainable = False
+    model.encoder.transformer_layers[1].qkv[0].trainable = False
+    frozen = [weight.path for weight in model.encoder.weights if not weight.trainable]
+    assert len(frozen) == 6
+    model.encoder.enable_lora(2, 4, ("qkv",))
+    model.save(tmp_path / "lora.keras")
+    again: Any = keras.models.load_model(tmp_path / "lora.keras")
+    again.save(tmp_path / "again.keras")
+    loaded: Any = keras.models.load_model(tmp_path / "again.keras")
+    for each in (model, again, loaded):
+        each.encoder.merge_lora()
+        assert [w.path for w in each.encoder.weights if not w.trainable] == frozen
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import bertkit
+from bertkit import classifier
 from bertkit.errors import ConfigError, InputError
 from bertkit.micro_batches import _trimmed, in_micro_batches
 from bertkit.training.optimizer import AdamW
@@ -104,7 +106,33 @@ def test_another_size_is_traced_anew() -> None:
     model.compile(SGD(0.1))
     for parts in (None, 4, 4, 3, None):
         model.fit(TEXTS, LABELS["binary"], verbose=0, micro_batch_size=parts)
-        assert model.micro_batch_size == parts
+        assert model._traced_micro_batch_size == parts
+
+
+class Rows(bertkit.BertClassifier):
+    """Keeps of how many rows each gradient was."""
+
+    seen: list[int]
+
+    def compute_gradients(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        self.seen.append(len(y))
+        return super().compute_gradients(x, y, sample_weight)
+
+
+class Broken(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("callbacks", [[], [Broken()]], ids=["done", "interrupted"])
+def test_the_size_is_that_of_one_fit(callbacks: list[Any]) -> None:
+    model: Any = tiny_model("binary", cls=Rows)
+    model.compile(SGD(0.1), run_eagerly=True)
+    object.__setattr__(model, "seen", [])
+    with pytest.raises(KeyboardInterrupt) if callbacks else contextlib.nullcontext():
+        model.fit(TEXTS, LABELS["binary"], verbose=0, micro_batch_size=8, callbacks=callbacks)
+    model.train_on_batch(TEXTS, LABELS["binary"])
+    assert model.seen == [8, 3, 11]
 
 
 def test_padding_of_a_part_is_cut_off() -> None:
@@ -203,11 +231,35 @@ def test_xla_is_refused() -> None:
         model.fit(TEXTS, LABELS["binary"], micro_batch_size=4)
 
 
+def test_xla_that_keras_chose_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As it does wherever there is a GPU; XLA refuses a loop of unknown length."""
+    expected, _ = trained("binary", 4, batch_size=6)
+    monkeypatch.setattr(keras.Model, "_resolve_auto_jit_compile", lambda self: True)
+    weights, _ = trained("binary", 4, batch_size=6)  # compiled by the user
+    for one, other in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    model = tiny_model("binary")
+    model.fit(TEXTS[:2], LABELS["binary"][:2], verbose=0, micro_batch_size=1)  # by the head
+    assert model.jit_compile is True  # for the next
+    model.save(tmp_path / "model.keras")
+    loaded: Any = keras.models.load_model(tmp_path / "model.keras")
+    loaded.fit(TEXTS[:2], LABELS["binary"][:2], verbose=0, micro_batch_size=1)
+    model.compile(SGD(0.1), jit_compile=True)
+    with pytest.raises(InputError, match="does not go with jit_compile=True"):
+        model.fit(TEXTS, LABELS["binary"], micro_batch_size=4)
+
+
 def test_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_tiny_data(tmp_path))
-    config = tiny_config(training__micro_batch_size=3)
-    result = bertkit.run(config, verbose=0)
-    assert result.model.micro_batch_size == 3
+    sizes: set[int | None] = set()
+
+    def seen(model: Any, *batch: Any) -> Any:
+        sizes.add(model.micro_batch_size)
+        return in_micro_batches(model, *batch)
+
+    monkeypatch.setattr(classifier, "in_micro_batches", seen)
+    bertkit.run(tiny_config(training__micro_batch_size=3), verbose=0)
+    assert sizes == {3}
 
 
 def test_parts_of_one_row_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,15 @@ from bertkit.registry import objectives
 from bertkit.testing import check_objective
 from tests.command_line import tiny_config, write_tiny_data
 from tests.processes import ROOT, run
-from tests.tiny_models import LABELS, TEXTS, assert_same, tensors, tiny_model, weights_of
+from tests.tiny_models import (
+    LABELS,
+    TEXTS,
+    assert_same,
+    tensors,
+    tiny_encoder,
+    tiny_model,
+    weights_of,
+)
 
 
 class Plain(bertkit.Objective):
@@ -91,6 +99,116 @@ def test_a_report_of_gradients_is_that_of_the_objective() -> None:
         for one, other in zip(once.layers, twice.layers, strict=True):
             if one.gradient_norm is not None:
                 assert other.gradient_norm == pytest.approx(2 * one.gradient_norm, rel=1e-4)
+
+
+class Penalized(type(bertkit.heads.create("binary"))):  # type: ignore[misc]
+    """The binary head with 0.25 added to the loss, and half of the squares of its kernel."""
+
+    def call(self, features: Any, training: bool = False) -> Any:
+        self.add_loss(tf.constant(0.25))
+        return super().call(features, training)
+
+    def build(self, shapes: Any) -> None:
+        super().build(shapes)
+        (self.kernel,) = (weight for weight in self.weights if len(weight.shape) == 2)
+        self.kernel.regularizer = keras.regularizers.L2(0.5)
+
+
+@pytest.mark.parametrize("parts", [None, 4])
+@pytest.mark.parametrize(
+    "objective",
+    [None, "fgm", "free_lb", "smart", "r_drop", "mixup", "supervised_contrastive", "chain"],
+)
+def test_what_layers_add_to_the_loss_counts_once(objective: Any, parts: int | None) -> None:
+    """Of rows that weigh nothing only that is left: half of w² takes w to (1 - rate) w."""
+    if objective == "chain":
+        objective = bertkit.objectives.create(
+            "chain", objectives=[{"plugin": "fgm"}, {"plugin": "r_drop"}]
+        )
+    head = Penalized(labels=["neg", "pos"])
+    text = bertkit.preprocessors.create("single_text", sequence_length=32)
+    model = bertkit.BertClassifier(tiny_encoder(), head, text, objective)
+    model.compile(keras.optimizers.SGD(0.125), metrics=[])
+    kernel = np.array(head.kernel, "float64")
+    history = model.fit(TEXTS, LABELS["binary"], batch_size=11, sample_weight=np.zeros(11),
+                        verbose=0, micro_batch_size=parts)  # fmt: skip
+    assert history.history["loss"] == pytest.approx([0.25 + 0.5 * np.sum(kernel**2)], rel=1e-5)
+    np.testing.assert_allclose(head.kernel, kernel * 0.875, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_of_the_model_s_own_is_refused() -> None:
+    class Own(bertkit.BertClassifier):
+        def compute_loss(self, *args: Any, **options: Any) -> Any:
+            return super().compute_loss(*args, **options)
+
+    model = tiny_model(cls=Own, objective="r_drop")
+    with pytest.raises(InputError) as caught:
+        model.fit(TEXTS, LABELS["binary"], verbose=0)
+    assert str(caught.value) == (
+        "Own has a `compute_loss` of its own, which an objective would leave out: it computes the "
+        "compiled loss, several times maybe. Give that loss to compile, or train without an "
+        "objective."
+    )
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("plugin", ["fgm", "pgd", "free_lb", "smart", "mixup"])
+def test_features_have_no_embeddings(plugin: str, chained: bool) -> None:
+    objective: Any = plugin
+    if chained:
+        inner = [{"plugin": "r_drop"}, {"plugin": plugin}]
+        objective = bertkit.objectives.create("chain", objectives=inner)
+    model = tiny_model(objective=objective)
+    for train in (model.fit, model.train_on_batch, model.train_on_batch, model.gradient_report):
+        with pytest.raises(InputError, match="changes token embeddings, and features") as caught:
+            train(model.features(TEXTS), LABELS["binary"])
+    assert str(caught.value) == (
+        f"The objective {type(bertkit.objectives.create(plugin)).__name__} changes token "
+        "embeddings, and features, which the encoder has made already, have none. Give texts or "
+        "tensors, or train the head alone on features: fit_head."
+    )
+    model.train_on_batch(TEXTS, LABELS["binary"])
+
+
+@pytest.mark.parametrize("objective", ["r_drop", "supervised_contrastive"])
+def test_what_reads_no_embeddings_trains_on_features(objective: str) -> None:
+    model = tiny_model(objective=objective)
+    model.encoder.trainable = False
+    before = [np.array(weight) for weight in model.weights]
+    model.fit(model.features(TEXTS), LABELS["binary"], verbose=0)
+    moved = [not np.array_equal(w, old) for w, old in zip(model.weights, before, strict=True)]
+    assert moved == [weight.trainable for weight in model.weights] and any(moved)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_xla_is_left_out_where_it_lacks_operations(
+    chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Keras chooses wherever there is a GPU; asked for, it is refused."""
+    real = tf.config.list_physical_devices
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind=None: [*real(kind), *([] if kind else [gpu])],
+    )
+    objective: Any = "mixup"
+    if chained:
+        inner = [{"plugin": "r_drop"}, {"plugin": "mixup"}]
+        objective = bertkit.objectives.create("chain", objectives=inner)
+    assert tiny_model(objective="r_drop").jit_compile is True
+    model = tiny_model(objective=objective)
+    model.compile(keras.optimizers.SGD(0.1))
+    assert model.jit_compile is False
+    model.fit(TEXTS, LABELS["binary"], verbose=0)
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+        with pytest.raises(InputError) as caught:
+            model.fit(TEXTS, LABELS["binary"], verbose=0)
+    assert str(caught.value) == (
+        "The objective Mixup does not go with jit_compile=True: XLA does not know all of its "
+        "operations. Leave one of them out."
+    )
 
 
 @pytest.mark.parametrize("wrong", [3, Plain, keras.losses.Hinge()])

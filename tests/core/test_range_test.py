@@ -116,6 +116,65 @@ def test_an_error_leaves_the_model_as_it_was() -> None:
     assert_same(weights_of(model), before)
 
 
+def test_callbacks_come_beside_its_own() -> None:
+    seen: list[float] = []
+    count = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(logs["loss"])
+    )
+    for callbacks in ([count], count):
+        found = find_learning_rate(
+            model_with(AdamW(1e-3)), TEXTS, Y, steps=20, largest=1e-4, callbacks=callbacks
+        )
+        assert list(found.losses) == seen and len(seen) == 20
+        seen.clear()
+
+
+class Follows(bertkit.Objective):
+    """The head's loss; keeps in `state` how many updates there were, for one optimizer or for all.
+
+    Args:
+        optimizers: whether another optimizer begins anew.
+    """
+
+    def __init__(self, optimizers: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.optimizers = optimizers
+        self._held: tuple[Any, tf.Variable] | None = None
+
+    def begin(self, model: bertkit.BertClassifier) -> None:
+        if self._held is None or (self.optimizers and self._held[0] is not model.optimizer):
+            self._held = model.optimizer, tf.Variable(0)
+
+    def loss(self, step: Any) -> Any:
+        return step.loss()
+
+    def after_update(self, model: bertkit.BertClassifier) -> None:
+        self.state[0].assign_add(1)
+
+    @property
+    def state(self) -> list[Any]:
+        return [] if self._held is None else [self._held[1]]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("optimizers", [False, True])
+def test_the_objective_ends_as_it_was(optimizers: bool, trained: bool, chained: bool) -> None:
+    objective = Follows(optimizers)
+    around = objective
+    if chained:
+        around = bertkit.objectives.create("chain", objectives=[Follows(False), objective])
+    model = model_with(AdamW(1e-3), objective=around)
+    if trained:
+        model.fit(TEXTS, Y, batch_size=4, verbose=0)
+    before = [id(variable) for variable in objective.state]
+    find_learning_rate(model, TEXTS, Y, steps=20, batch_size=4)
+    assert [id(variable) for variable in objective.state] == before
+    assert [int(variable) for variable in objective.state] == [3] * trained
+    model.fit(TEXTS, Y, batch_size=4, verbose=0)
+    assert [int(variable) for variable in objective.state] == [3 + 3 * trained]
+
+
 def test_smoothing_does_not_lag() -> None:
     """Against the definition; and a fall stays where it is."""
     losses = np.random.default_rng(0).normal(size=30).tolist()

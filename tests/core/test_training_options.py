@@ -80,7 +80,7 @@ def test_parameter_groups_freeze_and_set_rates_and_decays() -> None:
     assert moved(before, after) == paths(after.encoder.trainable_weights) == trained
     assert len(after.head.trainable_weights) == 2
     optimizer = after.optimizer
-    assert len(optimizer.variables) == 1 + 2 * (len(trained) + 2)  # none for what is frozen
+    assert len(optimizer.variables) == 2 + 2 * (len(trained) + 2)  # none for what is frozen
     settings = [(g.learning_rate_multiplier, g.weight_decay) for g in optimizer.parameter_groups]
     assert settings == [(pytest.approx(0.1), 0.5), (1.0, 0.0), (2.0, None)]
 
@@ -151,7 +151,7 @@ def test_lora_trains_its_factors_and_is_merged(merge: bool) -> None:
         bertkit.export(loaded, "exported", "huggingface")
     else:
         assert trainable == factors
-        assert len(loaded.optimizer.variables) == 1 + 2 * (len(factors) + 4)  # pooler and head
+        assert len(loaded.optimizer.variables) == 2 + 2 * (len(factors) + 4)  # pooler and head
         with pytest.raises(ExportError, match=r"Call model.encoder.merge_lora\(\) first."):
             bertkit.export(loaded, "exported", "huggingface")
 

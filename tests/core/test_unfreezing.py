@@ -112,6 +112,29 @@ def test_what_was_frozen_stays_frozen() -> None:
     assert not model.encoder.transformer_layers[0].qkv[0].trainable
 
 
+class Interrupt(keras.callbacks.Callback):
+    """Ends training, as Ctrl-C does, in the second epoch."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_freezes_nothing() -> None:
+    """Nor does it thaw what was frozen before."""
+    model = tiny_model("binary", num_layers=2)
+    model.encoder.embeddings.trainable = False
+    model.compile(AdamW(1e-2), metrics=[])
+    before, config = [weight.trainable for weight in model.weights], model.get_config()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(TEXTS, Y, epochs=2, verbose=0, callbacks=[GradualUnfreezing(2), Interrupt()])
+    assert [weight.trainable for weight in model.weights] == before
+    assert model.get_config() == config
+    record = Epochs()
+    model.fit(TEXTS, Y, batch_size=4, verbose=0, callbacks=[record])
+    assert record.moved() == [stages(model)[2]]
+
+
 def test_a_variable_that_joins_late_is_updated_as_by_a_new_optimizer() -> None:
     def variable() -> keras.Variable:
         return keras.Variable(np.linspace(-1, 1, 12, dtype="float32").reshape(3, 4))
@@ -123,7 +146,7 @@ def test_a_variable_that_joins_late_is_updated_as_by_a_new_optimizer() -> None:
     optimizer.build([late, other])
     for gradient in gradients[:5]:
         optimizer.apply_gradients([(gradient, other)])
-    optimizer.begin([late], 5)
+    optimizer.begin([late])
     for gradient in gradients[5:]:
         optimizer.apply_gradients([(gradient, late), (gradient, other)])
         new.apply_gradients([(gradient, alone)])
@@ -154,6 +177,70 @@ def test_a_run_that_goes_on_takes_the_steps_of_one_that_does_not_stop() -> None:
             target.assign(source)
     trained(6, 2, model=second, shuffle=False, initial_epoch=3)
     assert_same(*([np.array(weight) for weight in made.weights] for made in (second, whole)))
+
+
+class Joins(keras.callbacks.Callback):
+    """Keeps how far the last layer moves in the first update after it has joined."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self._epoch = epoch
+        self.moved = np.zeros(0)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self._epoch:
+            self._kernel = self.model.encoder.transformer_layers[-1].qkv[0]
+            self._before = np.array(self._kernel)
+            self.moved = np.zeros(0)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        moved = np.abs(np.array(self._kernel) - self._before) if hasattr(self, "_kernel") else None
+        if moved is not None and moved.any() and not self.moved.any():
+            self.moved = moved
+
+
+def endless() -> Any:
+    """Return rows as a stream of unknown length."""
+    rows = tf.data.Dataset.from_tensor_slices((TEXTS, Y)).batch(4)
+    return rows.filter(lambda texts, labels: True)
+
+
+@pytest.mark.parametrize(
+    ("make", "policy", "data"),
+    [
+        (AdamW, "float32", {"x": TEXTS, "y": Y, "batch_size": 4}),
+        (AdamW, "float32", {"x": endless()}),
+        (lambda rate: AdamW(rate, gradient_accumulation_steps=2), "float32",
+         {"x": TEXTS, "y": Y, "batch_size": 4}),
+        # The first of the three batches of the first epoch overflow.
+        (lambda rate: keras.optimizers.LossScaleOptimizer(AdamW(rate), initial_scale=2.0**40),
+         "mixed_float16", {"x": TEXTS, "y": Y, "batch_size": 1}),
+    ],
+    ids=["plain", "a stream", "accumulated", "overflown"],
+)  # fmt: skip
+def test_a_layer_moves_by_the_learning_rate_first(make: Any, policy: str, data: Any) -> None:
+    """As with every new Adam, if the gradient is far above its epsilon: m / sqrt(v) is 1 then."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = tiny_model("binary", num_layers=2, initializer_range=0.3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(make(1e-3), metrics=[])
+    joins = Joins(2)
+    model.fit(**data, epochs=6, verbose=0, callbacks=[GradualUnfreezing(2), joins])
+    assert all(np.isfinite(weight).all() for weight in model.weights)
+    assert np.median(joins.moved) > 0.9e-3 and joins.moved.max() < 1.01e-3
+
+
+def test_the_optimizer_bears_a_count_that_is_set_back() -> None:
+    variable, optimizer = keras.Variable([1.0, 2.0]), AdamW(0.1)
+    optimizer.build([variable])
+    for _ in range(2):
+        optimizer.iterations.assign(5)
+        optimizer.begin([variable])
+        optimizer.iterations.assign(0)
+        optimizer.apply([tf.constant([0.5, -0.5])])
+    np.testing.assert_allclose(variable, [0.8, 2.2], rtol=1e-5)
 
 
 def test_an_encoder_that_does_not_move_once_it_is_thawed_is_refused() -> None:

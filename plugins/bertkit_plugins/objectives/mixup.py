@@ -36,6 +36,7 @@ class Mixup(Objective):
     def __init__(self, alpha: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alpha = above_zero("alpha", alpha)
+        self.supports_jit = False  # XLA cannot draw from a gamma distribution
         self.seed_generator = keras.random.SeedGenerator()
 
     def begin(self, model: BertClassifier) -> None:
