@@ -92,8 +92,8 @@ class RawTextModel(keras.Model):
 
         `micro_batch_size` bounds the rows that are computed at once: the gradients of a batch are
         summed over its parts, for the update of the whole batch in the memory of a part (gradient
-        accumulation). A loss or an objective that compares rows compares those of a part. XLA, which
-        wants to know the number of parts, is left out then where `compile` did not ask for it.
+        accumulation). A loss or an objective that compares rows compares those of a part. XLA is
+        left out then, as it wants to know the number of parts, unless `compile` asked for it.
 
         `temperature` T lets a task of n rows have a share of an epoch proportional to n ** (1 / T),
         of as many rows as there are; at 1, as without one, each row comes once. Two are those of

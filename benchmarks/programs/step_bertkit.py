@@ -46,8 +46,8 @@ def train_step() -> Any:
     batches = tf.data.Dataset.from_tensors((inputs, targets))
     batches = batches.map(lambda *batch: tf.nest.map_structure(unsized, batch))
     iterator = iter(batches.cache().repeat().prefetch(2))
-    model.make_train_function()
-    return lambda: tf.nest.map_structure(lambda part: part.numpy(), model.train_function(iterator))
+    step = model.make_train_function()
+    return lambda: tf.nest.map_structure(lambda part: part.numpy(), step(iterator))
 
 
 def product(one: Product) -> float:
