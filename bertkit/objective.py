@@ -49,12 +49,13 @@ class Step:
         step = self.changed(**inputs)
         if self.objectives:
             objective = self.objectives[0]
-            if objective.reads_embeddings and is_features(self.inputs):
+            if (objective.reads_embeddings or objective.reads_tokens) and is_features(self.inputs):
                 self.model.train_function = None  # it is half traced
+                what = "token embeddings" if objective.reads_embeddings else "tokens"
                 raise InputError(
-                    f"The objective {type(objective).__name__} changes token embeddings, and "
-                    "features, which the encoder has made already, have none. Give texts or "
-                    "tensors, or train the head alone on features: fit_head."
+                    f"The objective {type(objective).__name__} needs {what}, and features, which "
+                    "the encoder has made already, have none. Give texts or tensors, or train the "
+                    "head alone on features: fit_head."
                 )
             return objective.loss(replace(step, objectives=self.objectives[1:]))
         logits = step.logits()
@@ -132,6 +133,7 @@ class Objective(keras.layers.Layer):
         innermost: whether `loss` computes the head's loss itself, instead of by `step.loss`, so
             that no other objective can be within this one.
         reads_embeddings: whether it needs an encoder that takes embeddings in place of ids.
+        reads_tokens: whether it reads the inputs of the encoder itself.
         compares_rows: whether what it minimizes of a row depends on the other rows of the batch.
         supports_jit: as of every Keras layer, whether XLA can compile it; the constructor of one
             that uses operations which XLA does not know sets it to False.
@@ -139,6 +141,7 @@ class Objective(keras.layers.Layer):
 
     innermost: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
     compares_rows: bool = False
 
     def loss(self, step: Step) -> tuple[tf.Tensor, tf.Tensor]:

@@ -507,6 +507,14 @@ def test_distillation_from_a_run(teacher: bertkit.BertClassifier, tmp_path: Path
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_teacher_has_no_use_for_features(teacher: bertkit.BertClassifier, tmp_path: Path) -> None:
+    bertkit.save(teacher, tmp_path / "teacher")
+    objective = create("distillation", teacher=str(tmp_path / "teacher"))
+    model = tiny_model("multiclass", objective=objective)
+    with pytest.raises(InputError, match="Distillation needs tokens, and features, which"):
+        model.train_on_batch(model.features(TEXTS), LABELS["multiclass"])
+
+
 def test_distillation_from_a_hugging_face_folder(
     teacher: bertkit.BertClassifier, tmp_path: Path
 ) -> None:

@@ -30,6 +30,8 @@ class Distillation(Objective):
         temperature: what logits are divided by.
     """
 
+    reads_tokens = True
+
     def __init__(
         self, teacher: str, alpha: float = 0.5, temperature: float = 2.0, **kwargs: Any
     ) -> None:
