@@ -210,6 +210,14 @@ def test_killed_after_it_was_rolled_back(place: Path, monkeypatch: pytest.Monkey
         found = run(f"cut{number}", resume=True, on_note=notes.append)
         assert "rolled back" in notes[-1]
         assert content_of(found.folder) == whole
+    # One that was to stop goes on as if it had been to roll back from the beginning.
+    with pytest.raises(DivergenceError):
+        config = config_of("stopped", on_divergence="stop")
+        experiment.run(config, verbose=0, allow_callbacks=True, on_note=notes.append)
+    assert notes[-1].startswith(
+        "What was trained is kept in runs/stopped.unfinished. Pass --resume"
+    )
+    assert content_of(run("stopped", resume=True, on_note=notes.append).folder) == whole
 
 
 def test_a_run_that_no_lower_learning_rate_helps(place: Path) -> None:
