@@ -45,7 +45,13 @@ class TrainingError(BertkitError, RuntimeError):
 
 
 class DivergenceError(TrainingError):
-    """A loss or a gradient is not finite, or beyond a limit, so going on would be of no use."""
+    """A loss or a gradient is not finite, or beyond a limit, so going on would be of no use.
+
+    Attributes:
+        final: whether a lower learning rate from a checkpoint on would be of no use either.
+    """
+
+    final = False
 
 
 class ArtifactError(BertkitError, ValueError):

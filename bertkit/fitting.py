@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from bertkit.classifier import BertClassifier
 from bertkit.config import ExperimentConfig
 from bertkit.data.batches import TokenBudget, batch_count
 from bertkit.data.loading import Split
-from bertkit.errors import ConfigError, InputError
+from bertkit.errors import ConfigError, DivergenceError, InputError
 from bertkit.micro_batches import check_compared
 from bertkit.sections import LoraConfig, TrainingConfig
 from bertkit.training.averaging import AveragedWeights
@@ -47,14 +48,16 @@ def train(
 
     Raises:
         DataError: a label cannot be used.
-        ConfigError: a metric is not there, rows would have none to be compared with, or the loss
-            of the last epoch is no number, so the model is of no use.
+        ConfigError: a metric is not there, or rows would have none to be compared with.
+        DivergenceError: a batch diverged, or the loss of the last epoch is no number, so the model
+            is of no use.
     """
     rows, validation, training = splits["train"], splits.get("validation"), config.training
     learn_labels(model, rows)
     _check_metrics(model, training, rows, validation)
     try:
-        check_compared(training.micro_batch_size, model.head.make_loss(), model.objective)
+        sizes = {"batch_size": training.batch_size, "micro_batch_size": training.micro_batch_size}
+        check_compared(sizes, model.head.make_loss(), model.objective)
     except InputError as error:
         raise ConfigError(f"training.{error}") from error
     for split in splits.values():
@@ -118,7 +121,7 @@ def _check_converged(
 ) -> None:
     loss = history.history["loss"][-1]
     if not math.isfinite(loss):
-        raise ConfigError(
+        raise DivergenceError(
             f"Training diverged: the loss of the last epoch is {loss}. Lower {key}, which is "
             f"{rate:g}{other}."
         )
@@ -154,6 +157,12 @@ def prepare(model: BertClassifier, rows: Split, training: TrainingConfig) -> Non
     warmup = training.warmup_steps
     if warmup is None:
         warmup = round(cast("float", training.warmup) * steps)  # one of the two always is there
+    if warmup > steps > 0:
+        warnings.warn(
+            f"training.warmup_steps is {warmup}, and training has {steps} steps: the learning rate "
+            f"rises to {steps / warmup:.2g} of training.learning_rate, and never falls.",
+            stacklevel=2,
+        )
     schedule = WarmupSchedule(training.learning_rate, steps, warmup, training.schedule)
     model.compile(
         optimizer=AdamW(

@@ -6,6 +6,7 @@ the mean of those of the parts, each of which compares its own rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from bertkit.objective import Objective
 
 
-def check_compared(size: int | None, loss: Any, objective: Objective | None) -> None:
-    """Refuse parts of one row where rows are compared with one another.
+def check_compared(sizes: Mapping[str, Any], loss: Any, objective: Objective | None) -> None:
+    """Refuse batches, or parts of them, of one row where rows are compared with one another.
 
     Args:
-        size: the rows of a part, if a batch is computed in parts.
+        sizes: the rows that are computed at once, as far as given, by the name of the option.
         loss: one, or several, as `compile` takes them.
         objective: what a step minimizes, if not the loss alone.
 
@@ -33,11 +34,11 @@ def check_compared(size: int | None, loss: Any, objective: Objective | None) -> 
         "loss": compares_rows(loss),
         "objective": objective is not None and objective.compares_rows,
     }
-    for what, compares in comparing.items():
-        if size == 1 and compares:
+    for what in (what for what, compares in comparing.items() if compares):
+        for name in (name for name, size in sizes.items() if size == 1):
             raise InputError(
-                f"micro_batch_size is 1, and the {what} compares the rows that are computed at "
-                "once: one alone has none to be compared with. Give 2 or more, or leave it out."
+                f"{name} is 1, and the {what} compares the rows that are computed at once: one "
+                "alone has none to be compared with. Give 2 or more, or leave it out."
             )
 
 

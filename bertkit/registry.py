@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from bertkit.errors import PluginError
+from bertkit.errors import InputError, PluginError
 
 if TYPE_CHECKING:
     from bertkit.encoder import Encoder
@@ -123,6 +123,7 @@ class Registry(Generic[Contract]):
 
         Raises:
             PluginError: as `get` does, or the arguments do not fit the plugin's signature.
+            InputError: the plugin refuses one of them.
         """
         plugin = self.get(name)
         # A Keras layer's __new__ takes anything, so a class is asked for its __init__.
@@ -138,6 +139,8 @@ class Registry(Generic[Contract]):
             ) from error
         try:
             return plugin(*args, **arguments)
+        except InputError as error:
+            raise InputError(f"The {self.kind} {name!r}: {error}", error.row) from error
         except ValueError as error:
             # Keras layers take any keyword and refuse it later, in words of their own.
             if "Unrecognized keyword" not in str(error):

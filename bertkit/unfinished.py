@@ -125,7 +125,7 @@ def unfinished(
             at_fault = isinstance(error, ConfigError) and not going_on
             if checkpoints.files() and not at_fault:
                 on_note(f"What was trained is kept in {stage}. {_ways_on(error)}")
-            elif not isinstance(error, DivergenceError):
+            elif not (stage / BATCH).exists():  # which someone is to look at
                 shutil.rmtree(stage, ignore_errors=True)
             raise
         try:
@@ -139,6 +139,8 @@ def unfinished(
 
 
 def _ways_on(error: BaseException) -> str:
+    if isinstance(error, DivergenceError) and error.final:
+        return "Pass --overwrite to begin anew, with other settings."
     if isinstance(error, DivergenceError):
         return (
             "Pass --resume with training.on_divergence=roll_back to go on from there at a lower "

@@ -141,7 +141,8 @@ class RawTextModel(keras.Model):
                 names = ("x", "y", "sample_weight")
                 columns = tuple(validation[name] for name in names if name in validation)
                 validation_data = columns if len(columns) > 1 else columns[0]
-        check_compared(micro_batch_size, self.loss, self.objective)
+        sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+        check_compared(sizes, self.loss, self.objective)
         with (
             feed.surfaced(),
             heeded_interrupts() as interrupts,

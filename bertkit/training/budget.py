@@ -15,8 +15,8 @@ class Budget(keras.callbacks.Callback):
     """Ends `fit` after the batch with which its steps or minutes are spent.
 
     The epoch ends there: validation, and what other callbacks do at its end, come as ever. Going on
-    from a checkpoint, what was spent before counts; time that a process spent after its last
-    checkpoint is lost with it. With `steps_per_execution` the steps may be some more.
+    from a checkpoint, after a rollback too, what was spent before it counts, and what came after it
+    does not. With `steps_per_execution` the steps may be some more.
 
     Args:
         steps: batches to train on; `None` for any number.
@@ -33,7 +33,8 @@ class Budget(keras.callbacks.Callback):
     def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
         super().__init__()
         for name, value, kinds in (("steps", steps, int), ("minutes", minutes, (int, float))):
-            if value is not None and not (isinstance(value, kinds) and value > 0):
+            number = isinstance(value, kinds) and not isinstance(value, bool)
+            if value is not None and not (number and value > 0):
                 raise InputError(f"{name} is {shown(value)}. Give a number above 0, or None.")
         self.steps, self.minutes = steps, minutes
 

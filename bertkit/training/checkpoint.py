@@ -55,9 +55,13 @@ class Checkpoint(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.folder = CheckpointFolder(folder)
-        if not isinstance(minutes, (int, float)) or not 0 <= minutes < float("inf"):
+        if (
+            not isinstance(minutes, (int, float))
+            or isinstance(minutes, bool)
+            or not (0 <= minutes < float("inf"))
+        ):
             raise InputError(f"minutes is {shown(minutes)}. Give a finite number, 0 or more.")
-        if not isinstance(rollbacks, int) or rollbacks < 0:
+        if not isinstance(rollbacks, int) or isinstance(rollbacks, bool) or rollbacks < 0:
             raise InputError(f"rollbacks is {shown(rollbacks)}. Give a whole number, 0 or more.")
         self.minutes, self.rollbacks = minutes, rollbacks
         self.identity = dict(identity or {})

@@ -44,8 +44,8 @@ def rolled_back(checkpoint: Checkpoint, step: int, rollbacks: int, error: Diverg
     """Return the checkpoint to go on from, and write it anew with one rollback more.
 
     It is the newest whose weights a batch has gone well with, since those after the last update may
-    be thrown off already; without one, the oldest. Being the newest on the disk then, it is also
-    where a run that is killed goes on.
+    be thrown off already, and would meet the same batch again before they move. Being the newest on
+    the disk then, it is also where a run that is killed goes on.
 
     Args:
         checkpoint: where checkpoints are, and how often training may be rolled back.
@@ -54,22 +54,24 @@ def rolled_back(checkpoint: Checkpoint, step: int, rollbacks: int, error: Diverg
         error: what has happened.
 
     Raises:
-        DivergenceError: there have been as many rollbacks as there may be.
+        DivergenceError: there have been as many rollbacks as there may be, or there is no such
+            checkpoint.
     """
+    if not checkpoint.rollbacks:
+        raise error
+    before = f" It was rolled back {_times(rollbacks)} before, down to " if rollbacks else ""
+    before += f"{_FACTOR**rollbacks:g} times the learning rate." if rollbacks else ""
     if rollbacks >= checkpoint.rollbacks:
-        if not rollbacks:
-            raise error
-        raise DivergenceError(
-            f"{error} It was rolled back {_times(rollbacks)} before, down to "
-            f"{_FACTOR**rollbacks:g} times the learning rate."
+        raise _final(f"{error}{before}") from None
+    saved = next(
+        (one for one in checkpoint.folder.sound(checkpoint.on_note) if step_of(one) < step), None
+    )
+    if saved is None:
+        raise _final(
+            f"{error}{before} It is not rolled back: no update lies between that batch and the "
+            "oldest checkpoint, so the learning rate would not matter."
         ) from None
     checkpoint.on_note(str(error))
-    saved = None
-    for saved in checkpoint.folder.sound(checkpoint.on_note):
-        if step_of(saved) < step:
-            break
-    if saved is None:  # there was one at the beginning, and someone has removed it
-        raise error
     saved.state["rollbacks"] = rollbacks + 1
     checkpoint.folder.write(saved, instead=True)  # so that the next time may go back further
     return saved
@@ -110,6 +112,12 @@ def step_of(saved: Saved) -> int:
     """Return the next step of a checkpoint, counted from 0 over all epochs."""
     at: dict[str, int] = saved.state
     return at["epoch"] * at["batches"] + at["batch"]
+
+
+def _final(message: str) -> DivergenceError:
+    error = DivergenceError(message)
+    error.final = True
+    return error
 
 
 def _times(count: int) -> str:

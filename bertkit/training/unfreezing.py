@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from bertkit.errors import TrainingError
+from bertkit.errors import TrainingError, shown
 from bertkit.training.optimizer import AdamW
 
 
@@ -27,14 +27,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
         epochs: how many epochs pass until the first layer joins, and between two layers.
 
     Raises:
-        TrainingError: `epochs` is less than 1.
+        TrainingError: `epochs` is no whole number above 0.
     """
 
     def __init__(self, epochs: int = 1) -> None:
         super().__init__()
-        if epochs < 1:
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise TrainingError(
-                f"Gradual unfreezing was given {epochs} epochs between two layers. Give 1 or more."
+                f"Gradual unfreezing was given {shown(epochs)} epochs between two layers. Give a "
+                "whole number above 0."
             )
         self.epochs = epochs
         self._layers: list[list[Any]] = []  # the trainable weights of each, from the top

@@ -45,7 +45,8 @@ def test_minutes() -> None:
 
 
 def test_what_is_no_budget() -> None:
-    for name, value in [("steps", 0), ("steps", 1.5), ("minutes", -1), ("minutes", "1")]:
+    wrong = {"steps": (0, 1.5, True), "minutes": (-1, "1")}
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(InputError, match=rf"{name} is .*Give a number above 0, or None"):
             Budget(**{name: value})  # type: ignore[arg-type]
 

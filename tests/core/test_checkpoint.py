@@ -285,7 +285,7 @@ def test_elsewhere() -> None:
         model.fit(np.ones((2, 1)), np.ones(2), verbose=0, callbacks=[bertkit.Checkpoint("no")])
 
 
-@pytest.mark.parametrize("minutes", [-1, float("inf"), "5"])
+@pytest.mark.parametrize("minutes", [-1, float("inf"), "5", True])
 def test_minutes(minutes: Any) -> None:
     with pytest.raises(InputError, match=r"minutes is .*\. Give a finite number, 0 or more\."):
         bertkit.Checkpoint("folder", minutes)

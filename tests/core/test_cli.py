@@ -84,6 +84,12 @@ def assert_alike(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> N
 # What is imported
 
 
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "bertkit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Usage: ")
+
+
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=str)
 def test_help_is_light(words: list[str]) -> None:
     code = (

@@ -262,8 +262,13 @@ def test_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == {3}
 
 
-def test_parts_of_one_row_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", ["micro_batch_size", "batch_size"])
+def test_rows_that_would_be_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
     monkeypatch.chdir(write_tiny_data(tmp_path))
-    config = {**tiny_config(training__micro_batch_size=1), "objective": {"plugin": "mixup"}}
-    with pytest.raises(ConfigError, match=r"^training.micro_batch_size is 1, and the objective c"):
+    config = {**tiny_config(**{f"training__{size}": 1}), "objective": {"plugin": "mixup"}}
+    with pytest.raises(ConfigError, match=rf"^training.{size} is 1, and the objective compares"):
         bertkit.run(config, verbose=0)
+    with pytest.raises(InputError, match=rf"^{size} is 1, and the objective compares"):
+        tiny_model(objective="mixup").fit(TEXTS, LABELS["binary"], **{size: 1})

@@ -119,6 +119,11 @@ def test_warmup(warmup: dict[str, Any], steps: int) -> None:
     assert (config["steps"], config["warmup_steps"]) == (6, steps)
 
 
+def test_a_warmup_longer_than_training_is_told_of() -> None:
+    with pytest.warns(UserWarning, match="warmup_steps is 60, and training has 6 steps: .*to 0.1 "):
+        prepared(warmup=None, warmup_steps=60, epochs=2)
+
+
 def test_ema_validates_on_averages_and_leaves_them(folder: Path) -> None:
     config = config_of(ema=0.9, epochs=2)
     config["data"]["validation"] = "binary.jsonl"

@@ -249,9 +249,11 @@ def test_an_encoder_that_does_not_move_once_it_is_thawed_is_refused() -> None:
         trained(3, 2, model=model)
 
 
-def test_epochs_below_one_are_refused() -> None:
+@pytest.mark.parametrize("epochs", [0, 1.5, True, "1"])
+def test_what_is_no_number_of_epochs(epochs: Any) -> None:
     with pytest.raises(TrainingError) as caught:
-        GradualUnfreezing(0)
+        GradualUnfreezing(epochs)
     assert str(caught.value) == (
-        "Gradual unfreezing was given 0 epochs between two layers. Give 1 or more."
+        f"Gradual unfreezing was given {epochs!r} epochs between two layers. Give a whole number "
+        "above 0."
     )

@@ -332,6 +332,7 @@ def test_it_trains_predicts_and_is_saved(tmp_path: Path) -> None:
         ({"heads": {"a": "binary", "b": "binary"}}, "The head of the task 'a' is 'binary'. Give a"),
         ({"heads": HEADS, "weights": {"star": 1}}, "weights has 'star', and the tasks are stars"),
         ({"heads": HEADS, "weights": {"tags": -1}}, "The weight of the task 'tags' is -1"),
+        ({"heads": HEADS, "weights": dict.fromkeys(HEADS, 0)}, "all tasks are 0, so nothing would"),
         ({"heads": HEADS, "weights": "learnt"}, "Give a number a task, or 'learned'"),
     ],
 )

@@ -439,6 +439,11 @@ def test_a_misspelt_objective_in_a_chain_is_named() -> None:
         create("chain", objectives=[{"plugin": "fgm"}, {"plugin": "rdrop"}])
 
 
+def test_a_wrong_number_in_a_chain_says_of_what() -> None:
+    with pytest.raises(InputError, match=r"^The objective 'chain': The objective 'pgd': steps is 0"):
+        create("chain", objectives=[{"plugin": "fgm"}, {"plugin": "pgd", "steps": 0}])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -263,3 +263,5 @@ def _check_weights(weights: Mapping[str, float], heads: Mapping[str, Head]) -> N
                 f"weights has {name!r}, and the tasks are {', '.join(heads)}. Name one of them."
             )
         check_number(f"The weight of the task {name!r}", weight)
+    if not any(weights.get(name, 1.0) for name in heads):
+        raise InputError("The weights of all tasks are 0, so nothing would train. Raise one.")
