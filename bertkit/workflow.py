@@ -313,8 +313,9 @@ class RawTextModel(keras.Model):
             yield
         except BaseException:
             for weight, before in trainable:
-                weight.trainable = before
-            self.train_function = None  # it may train others
+                if weight.trainable != before:
+                    weight.trainable = before
+                    self.train_function = None  # which trains others
             raise
         finally:
             self.batch_source = self.micro_batch_size = None

@@ -164,7 +164,8 @@ def test_the_objective_ends_as_it_was(optimizers: bool, trained: bool, chained: 
     objective = Follows(optimizers)
     around = objective
     if chained:
-        around = bertkit.objectives.create("chain", objectives=[Follows(False), objective])
+        around = bertkit.objectives.create("chain", objectives=[{"plugin": "r_drop"}] * 2)
+        around.objectives = [Follows(False), objective]
     model = model_with(AdamW(1e-3), objective=around)
     if trained:
         model.fit(TEXTS, Y, batch_size=4, verbose=0)

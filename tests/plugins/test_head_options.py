@@ -292,7 +292,7 @@ def test_labels_that_do_not_occur_cannot_be_balanced() -> None:
 def test_options_that_cannot_be_used_are_refused(
     name: str, arguments: dict[str, Any], message: str
 ) -> None:
-    assert refusal(heads.create, name, **arguments) == message
+    assert refusal(heads.create, name, **arguments) == f"The head {name!r}: {message}"
 
 
 def test_a_list_of_weights_has_one_a_label() -> None:

@@ -440,7 +440,7 @@ def test_a_misspelt_objective_in_a_chain_is_named() -> None:
 
 
 def test_a_wrong_number_in_a_chain_says_of_what() -> None:
-    with pytest.raises(InputError, match=r"^The objective 'chain': The objective 'pgd': steps is 0"):
+    with pytest.raises(InputError, match=r"^The objective 'chain': The objective 'pgd': steps is"):
         create("chain", objectives=[{"plugin": "fgm"}, {"plugin": "pgd", "steps": 0}])
 
 
