@@ -92,7 +92,7 @@ def temperature_of(value: Any, epochs: int) -> Temperature | None:
     """
     if value is None:
         return None
-    both = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    both = tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else (value, value)
     if len(both) != 2 or not all(map(_above_zero, both)):
         raise InputError(
             f"temperature is {shown(value)}. Give a number above 0, or two of them: of the first "

@@ -17,7 +17,7 @@ import tensorflow as tf
 import bertkit
 from bertkit import experiment, features, heads
 from bertkit.config import load_config
-from bertkit.errors import ConfigError, InputError, TrainingError
+from bertkit.errors import ConfigError, DivergenceError, InputError, TrainingError
 from bertkit.training.optimizer import AdamW
 from tests.command_line import (
     CommandLine,
@@ -549,5 +549,5 @@ def test_a_budget_is_of_what_is_trained_and_validated_on(place: Path) -> None:
 
 def test_a_head_that_diverges_is_told_its_key(place: Path) -> None:
     options = ["training.head_epochs=3", "training.head_learning_rate=1e38"]
-    with pytest.raises(ConfigError, match=r"Lower training.head_learning_rate"):
+    with pytest.raises(DivergenceError, match=r"Lower training.head_learning_rate"):
         experiment.run(load_config(["regression.yaml"], options), verbose=0)
