@@ -353,7 +353,9 @@ def made(name, options):
     objective = name and bertkit.objectives.create(name, **options)
     model = tiny_model("multiclass", objective=objective, dropout=0.0, attention_dropout=0.0)
     model.head.dropout = 0.0
-    model.compile(keras.optimizers.SGD(0.1))
+    # One device alone takes few steps, not worth the tracing.
+    alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=alone)
     return model
 
 def results(model, parts, rows=10):
