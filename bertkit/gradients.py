@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from bertkit.encoder import INPUT_NAMES
 from bertkit.guards import Hidden, check_trainable, hidden_variables
+from bertkit.training.optimizer import inner_of
 
 if TYPE_CHECKING:
     from bertkit.classifier import BertClassifier
@@ -164,7 +165,7 @@ def _optimizer(model: BertClassifier) -> Any:
 
 def copy_of(optimizer: Any, **changes: Any) -> Any:
     """Return an optimizer that has not begun, of the same config but for some changes."""
-    inner = _inner(optimizer)
+    inner = inner_of(optimizer)
     copy = type(inner).from_config({**inner.get_config(), **changes})
     # What `exclude_from_weight_decay` was told is in no config.
     vars(copy).update({k: v for k, v in vars(inner).items() if k.startswith("_exclude_from")})
@@ -172,11 +173,6 @@ def copy_of(optimizer: Any, **changes: Any) -> Any:
         return copy
     config = {**optimizer.get_config(), "inner_optimizer": copy}
     return type(optimizer)(**config)
-
-
-def _inner(optimizer: Any) -> Any:
-    """Return the optimizer that makes the updates, within one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 @contextlib.contextmanager
@@ -213,7 +209,7 @@ def _backward(
         scale = float(np.asarray(optimizer.scale_loss(tf.ones(()))))
         first = first or scale
         finite = all(math.isfinite(_norm(gradient)) for gradient, _ in pairs)
-        if finite or scale <= 1 or optimizer is _inner(optimizer):
+        if finite or scale <= 1 or optimizer is inner_of(optimizer):
             break
         optimizer.dynamic_scale.assign(scale / 2)
     if scale < first:
@@ -226,7 +222,7 @@ def _backward(
 
 def _apply(optimizer: Any, pairs: list[tuple[Any, Any]], notes: list[str]) -> None:
     """Take the step; where gradients are accumulated, that after a group of equal batches."""
-    inner = _inner(optimizer)
+    inner = inner_of(optimizer)
     group = inner.gradient_accumulation_steps
     if group:
         done = int(np.asarray(inner._iterations))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from bertkit.errors import TrainingError
 from bertkit.training.groups import group_of
+from bertkit.training.optimizer import inner_of
 
 if TYPE_CHECKING:
     from bertkit.workflow import RawTextModel
@@ -246,8 +247,7 @@ def fingerprints(variables: Sequence[Any]) -> list[int]:
 
 def _multiplier(optimizer: Any, path: str) -> float:
     """Return what the learning rate of a variable is multiplied with; 0 keeps it as it is."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    group = group_of(path, getattr(inner, "parameter_groups", ()))
+    group = group_of(path, getattr(inner_of(optimizer), "parameter_groups", ()))
     return 1.0 if group is None else group.learning_rate_multiplier
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from bertkit.errors import InputError
+from bertkit.training.optimizer import inner_of
 
 
 class EarlyStopping(keras.callbacks.Callback):
@@ -135,7 +136,7 @@ def _value(name: str, logs: Any) -> float:
 
 def _validated_weights(model: Any) -> list[Any]:
     """Return the weights of a model, or the averages in the place of those that have one."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = inner_of(model.optimizer)
     averages: dict[int, Any] = {}
     if model.validates_averages and optimizer.use_ema:
         pairs = zip(

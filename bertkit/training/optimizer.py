@@ -176,6 +176,11 @@ class AdamW(keras.optimizers.AdamW):
         return super().from_config({**config, "parameter_groups": groups}, custom_objects)
 
 
+def inner_of(optimizer: Any) -> Any:
+    """Return the optimizer that makes the updates, within one that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def layer_decay(encoder: Encoder, decay: float) -> list[ParameterGroup]:
     """Return groups whose learning rate falls by a factor from layer to layer, top to bottom.
 

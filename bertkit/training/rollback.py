@@ -11,7 +11,7 @@ from bertkit.errors import DivergenceError, InputError
 from bertkit.training import state
 from bertkit.training.checkpoint_files import Saved
 from bertkit.training.divergence import StopOnDivergence
-from bertkit.training.optimizer import AdamW
+from bertkit.training.optimizer import AdamW, inner_of
 
 if TYPE_CHECKING:
     from bertkit.training.checkpoint import Checkpoint
@@ -32,10 +32,10 @@ def check_rollbacks(optimizer: Any, callbacks: Sequence[Any]) -> None:
             "bertkit.Checkpoint is to roll training back, and nothing tells when it diverges. Add "
             "bertkit.training.divergence.StopOnDivergence to the callbacks, or leave out rollbacks."
         )
-    if not isinstance(_inner(optimizer), AdamW):
+    if not isinstance(inner_of(optimizer), AdamW):
         raise InputError(
             "Rolling back lowers the learning rate of bertkit's AdamW, and the optimizer is "
-            f"{type(_inner(optimizer)).__name__}. Compile with bertkit.training.optimizer.AdamW, "
+            f"{type(inner_of(optimizer)).__name__}. Compile with bertkit.training.optimizer.AdamW, "
             "or leave out rollbacks."
         )
 
@@ -59,8 +59,10 @@ def rolled_back(checkpoint: Checkpoint, step: int, rollbacks: int, error: Diverg
     """
     if not checkpoint.rollbacks:
         raise error
-    before = f" It was rolled back {_times(rollbacks)} before, down to " if rollbacks else ""
-    before += f"{_FACTOR**rollbacks:g} times the learning rate." if rollbacks else ""
+    factor = f"{_FACTOR**rollbacks:g} times the learning rate"
+    before = (
+        f" It was rolled back {_times(rollbacks)} before, down to {factor}." if rollbacks else ""
+    )
     if rollbacks >= checkpoint.rollbacks:
         raise _final(f"{error}{before}") from None
     saved = next(
@@ -95,7 +97,7 @@ def restorer(
 
 def set_rollbacks(model: RawTextModel, rollbacks: int) -> None:
     """Have the steps of a model take the learning rate that is due after so many rollbacks."""
-    optimizer, factor = _inner(model.optimizer), _FACTOR**rollbacks
+    optimizer, factor = inner_of(model.optimizer), _FACTOR**rollbacks
     if isinstance(optimizer, AdamW) and optimizer.learning_rate_factor != factor:
         optimizer.learning_rate_factor = factor
         model.train_function = None  # it was traced with another
@@ -122,7 +124,3 @@ def _final(message: str) -> DivergenceError:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
-
-
-def _inner(optimizer: Any) -> Any:
-    return getattr(optimizer, "inner_optimizer", optimizer)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from bertkit.errors import TrainingError, shown
-from bertkit.training.optimizer import AdamW
+from bertkit.training.optimizer import AdamW, inner_of
 
 
 class GradualUnfreezing(keras.callbacks.Callback):
@@ -47,7 +47,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         thawed, since = divmod(epoch, self.epochs)
         self._set_trainable(self._layers[thawed:], False)
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        optimizer = inner_of(self.model.optimizer)
         if isinstance(optimizer, AdamW) and since == 0 and 0 < thawed <= len(self._layers):
             optimizer.begin(self._layers[thawed - 1])  # of those before, its state tells
         if {id(weight) for weight in self.model.trainable_weights} != self.model._traced_weights:

@@ -58,14 +58,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def bertkit(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> CommandLine:
-    monkeypatch.setenv("COLUMNS", "200")
-    return CommandLine(monkeypatch, capfd)
-
-
 def expected(run: str, rows: Any) -> list[dict[str, Any]]:
     answers = package.load(f"runs/{run}").classify(rows)
     texts = [list(row) if isinstance(row, tuple) else row for row in rows]

@@ -40,14 +40,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def bertkit(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> CommandLine:
-    monkeypatch.setenv("COLUMNS", "200")
-    return CommandLine(monkeypatch, capfd)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(place: Path) -> dict[str, str]:
     """What a run of the name "whole" holds; that it is to be resumed makes no difference."""

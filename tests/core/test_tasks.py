@@ -74,14 +74,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def bertkit(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> CommandLine:
-    monkeypatch.setenv("COLUMNS", "200")
-    return CommandLine(monkeypatch, capfd)
-
-
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Path:
     best = ["training.restore_best=val_topic_accuracy"]
