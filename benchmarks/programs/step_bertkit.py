@@ -46,7 +46,8 @@ def train_step() -> Any:
     batches = tf.data.Dataset.from_tensors((inputs, targets))
     batches = batches.map(lambda *batch: tf.nest.map_structure(unsized, batch))
     iterator = iter(batches.cache().repeat().prefetch(2))
-    step = model.make_train_function()
+    model.make_train_function()
+    step = model.train_function
     return lambda: tf.nest.map_structure(lambda part: part.numpy(), step(iterator))
 
 
