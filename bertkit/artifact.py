@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -41,9 +42,10 @@ def save(model: BertClassifier, folder: str | Path, config: str | None = None) -
 
     Raises:
         ArtifactError: the folder exists, or cannot be written.
+        OSError: the disk is full; for a moment the model takes twice its size.
     """
     with staged(folder) as stage:
-        model.save(stage / MODEL)
+        _write_model(model, stage / MODEL)
         parts = {
             kind: registry.name_of(type(getattr(model, kind)))
             for kind, registry in REGISTRIES.items()
@@ -65,6 +67,39 @@ def save(model: BertClassifier, folder: str | Path, config: str | None = None) -
         if config is not None:
             (stage / CONFIG).write_text(config, encoding="utf-8")
         (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_model(model: BertClassifier, path: Path) -> None:
+    """Write a `.keras` file, by way of the disk: in memory Keras would take its size once more.
+
+    Raises:
+        OSError: it cannot be written, most likely for lack of space, which must be twice its size.
+    """
+    parts = path.with_suffix(".parts")
+    try:
+        _check_space(model, path)
+        model.save(parts, zipped=False)
+        with zipfile.ZipFile(path, "w") as file:
+            for part in sorted(part for part in parts.rglob("*") if part.is_file()):
+                file.write(part, part.relative_to(parts))
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    shutil.rmtree(parts)
+
+
+def _check_space(model: BertClassifier, path: Path) -> None:
+    """Take the space of a model's weights, and give it back: HDF5 crashes on a disk that is full.
+
+    Raises:
+        OSError: there is too little.
+    """
+    variables = [*model.variables, *(model.optimizer.variables if model.compiled else ())]
+    if hasattr(os, "posix_fallocate"):
+        size = sum(math.prod(one.shape) * 4 + 4096 for one in variables)  # with HDF5's own share
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        path.unlink()
 
 
 def load(

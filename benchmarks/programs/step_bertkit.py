@@ -47,7 +47,7 @@ def train_step() -> Any:
     batches = batches.map(lambda *batch: tf.nest.map_structure(unsized, batch))
     iterator = iter(batches.cache().repeat().prefetch(2))
     model.make_train_function()
-    step = model.train_function
+    step: Any = model.train_function
     return lambda: tf.nest.map_structure(lambda part: part.numpy(), step(iterator))
 
 

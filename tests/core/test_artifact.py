@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +23,7 @@ from bertkit import artifact, experiment
 from bertkit.errors import ArtifactError, PluginError
 from bertkit.registry import heads
 from tests.command_line import snapshot, tiny_config, write_jsonl
+from tests.processes import files_of_at_most
 from tests.tiny import write_huggingface_folder
 from tests.tiny_models import HEADS, LABELS, PAIRS, TEXTS, tiny_model, weights_of
 
@@ -260,6 +262,19 @@ def test_a_model_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="is not a registered head"):
         artifact.save(model, tmp_path / "model")
     assert snapshot(tmp_path) == {}
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, share: float) -> None:
+    """HDF5 must not meet it: that crashes, and takes the process with it."""
+    model = tiny_model()
+    artifact.save(model, tmp_path / "sound")
+    limit = int((tmp_path / "sound" / "model.keras").stat().st_size * share)
+    with pytest.raises(OSError, match="File too large") as caught, files_of_at_most(limit):
+        artifact.save(model, tmp_path / "full")
+    assert caught.value.errno == errno.EFBIG
+    assert str(caught.value.filename).endswith("model.keras")
+    assert [path.name for path in tmp_path.iterdir()] == ["sound"]
 
 
 def test_an_artifact_is_not_overwritten(tmp_path: Path) -> None:
